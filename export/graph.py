@@ -17,7 +17,7 @@ import numpy as np
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Node:
-    """One operation: its unique dotted `name` (the module path in the student), the names it reads, its output shape."""
+    """One operation: its unique `name` (the module path in the student), the names it reads, its output shape."""
 
     name: str
     inputs: tuple[str, ...]
@@ -79,7 +79,7 @@ class AvgPool(Node):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MaxPool(Node):
-    """Maximum over kernel x kernel windows with stride = kernel and no padding; a remainder at the border is dropped."""
+    """Maximum over kernel x kernel windows, stride = kernel, no padding; a remainder at the border is dropped."""
 
     kernel: tuple[int, int]
 

@@ -1,0 +1,29 @@
+"""The networks by name; one definition each is a teacher (ReLU) or a student (LIF)."""
+
+from collections.abc import Callable
+from difflib import get_close_matches
+
+from train.config import NetConfig
+from train.networks.network import Network, firing_rates, lif_layers
+from train.networks.resnet import BLOCKS, resnet
+from train.networks.vgg import PLANS, vgg
+
+
+__all__ = ["NETWORKS", "Network", "build", "firing_rates", "lif_layers"]
+
+NETWORKS: dict[str, Callable[[NetConfig], Network]] = {
+    **dict.fromkeys(PLANS, vgg),
+    **dict.fromkeys(BLOCKS, resnet),
+}
+
+
+def build(config: NetConfig) -> Network:
+    """The network that `config` names, with fresh weights.
+
+    Raises ValueError for an unknown name (with the nearest ones) or images too small for the network.
+    """
+    if config.name not in NETWORKS:
+        near = get_close_matches(config.name, NETWORKS, n=3, cutoff=0.4)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise ValueError(f"unknown network {config.name!r}{hint} Networks: {', '.join(NETWORKS)}")
+    return NETWORKS[config.name](config)

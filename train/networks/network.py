@@ -1,0 +1,79 @@
+"""What every network shares: the stem that sees the image once, the body that lives in time, and counting spikes."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from spikingjelly.activation_based import functional, layer, neuron
+from torch import nn
+
+from train.config import NetConfig
+from train.neurons import Hold
+
+
+class Network(nn.Module):
+    """A teacher, images [B, C, H, W] -> logits [B, K]; or a student, images -> logits [T, B, K].
+
+    A student also takes event frames [T, B, C, H, W]. Images are normalised by the caller (Checkpoint.preprocess).
+    `stem` is linear (first convolution, normalisation); `body` starts with the first activation and ends in the
+    classifier. Membranes start at v_reset in every call.
+    """
+
+    def __init__(self, config: NetConfig, stem: nn.Module, body: nn.Module) -> None:
+        super().__init__()
+        self.config = config
+        self.stem = stem
+        self.hold = Hold(config.T)
+        self.body = body
+        functional.set_step_mode(self, "m" if config.spiking else "s")
+        initialise(self)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if not self.config.spiking:
+            return self.body(self.stem(images))
+        functional.reset_net(self.body)
+        frames = images.unsqueeze(0) if images.dim() == 4 else images
+        return self.body(self.hold(self.stem(frames)))
+
+
+def conv_norm(c_in: int, c_out: int, kernel: int, stride: int, *, bias: bool = False) -> nn.Sequential:
+    """A convolution that keeps the size (divided by stride) and its batch normalisation: children `conv`, `norm`."""
+    pair = nn.Sequential()
+    pair.add_module("conv", layer.Conv2d(c_in, c_out, kernel, stride=stride, padding=kernel // 2, bias=bias))
+    pair.add_module("norm", layer.BatchNorm2d(c_out))
+    return pair
+
+
+def initialise(network: nn.Module) -> None:
+    """Kaiming-normal weights for convolutions (fan out) and small normal ones for the classifier; biases zero."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.01)
+        if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def lif_layers(network: nn.Module) -> dict[str, neuron.LIFNode]:
+    """A student's LIF layers by module path, in order."""
+    return {name: module for name, module in network.named_modules() if isinstance(module, neuron.LIFNode)}
+
+
+@contextmanager
+def firing_rates(network: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
+    """While open, each forward pass leaves every LIF layer's mean spikes per step and image, [T, B], in the dict."""
+    rates: dict[str, torch.Tensor] = {}
+
+    def keep(name: str, spikes: torch.Tensor) -> None:
+        rates[name] = spikes.detach().flatten(2).float().mean(2)
+
+    hooks = [
+        layer.register_forward_hook(lambda _m, _i, spikes, name=name: keep(name, spikes))
+        for name, layer in lif_layers(network).items()
+    ]
+    try:
+        yield rates
+    finally:
+        for hook in hooks:
+            hook.remove()

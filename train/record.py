@@ -1,0 +1,91 @@
+"""What a run leaves behind: files that are whole or absent, and enough of its circumstances to repeat it."""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+
+PACKAGES = ("torch", "torchvision", "spikingjelly", "numpy", "lightning-fabric", "onnx", "onnxruntime-gpu")
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Give a path beside `path` to write a file or folder to; rename it over `path` at the end, or remove it.
+
+    An interrupted or failing writer leaves what was there before. A folder is swapped by two renames.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        new = aside / path.name
+        yield new
+        if new.is_dir() and path.exists():
+            os.replace(path, aside / "old")
+        os.replace(new, path)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` as indented JSON, whole or not at all; NaN is refused."""
+    with atomic(path) as new:
+        new.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write one JSON object a line, whole or not at all."""
+    with atomic(path) as new:
+        new.write_text("".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python and of the packages that decide a result."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def git_state() -> dict[str, Any] | None:
+    """The commit of this code and whether the tree had changes; None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10)
+        status = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if commit.returncode != 0:
+        return None
+    return {"commit": commit.stdout.strip(), "dirty": bool(status.stdout.strip())}
+
+
+def circumstances(*, config: Mapping[str, Any], seed: int, dataset_md5: str, device: str) -> dict[str, Any]:
+    """What run.json and a checkpoint's provenance say about how they came to be."""
+    return {
+        "config": dict(config),
+        "seed": seed,
+        "dataset_md5": dataset_md5,
+        "device": device,
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "versions": versions(),
+        "git": git_state(),
+    }
+
+
+def point_latest(run: Path) -> None:
+    """Make runs/latest, under the current folder, a link to the run folder."""
+    runs = Path("runs")
+    with atomic(runs / "latest") as link:
+        link.symlink_to(os.path.relpath(run, runs))

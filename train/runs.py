@@ -1,0 +1,96 @@
+"""One training run: its folder, its network and what it writes; shared by teachers and students."""
+
+import dataclasses
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from train import cli, loop, record
+from train.checkpoint import Checkpoint, Preprocess
+from train.config import NetConfig, RunConfig
+from train.data import Dataset
+from train.metrics import run_split, summary
+from train.networks import build
+
+
+# Settings that do not change what is computed, so a run may be resumed under others.
+NOT_IDENTITY = ("out", "resume", "device")
+
+
+def fit_to(dataset: Dataset, net: NetConfig) -> NetConfig:
+    """The network's settings with the data set's channels, size and classes."""
+    return dataclasses.replace(net, in_channels=dataset.channels, size=dataset.size, num_classes=len(dataset.classes))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run that is about to start; config.out and config.net are resolved."""
+
+    config: RunConfig
+    dataset: Dataset
+    title: str
+
+    @property
+    def out(self) -> Path:
+        """The run's folder."""
+        assert self.config.out is not None
+        return self.config.out
+
+    @cached_property
+    def preprocess(self) -> Preprocess:
+        """How this run's network wants its images."""
+        return Preprocess(mean=self.dataset.mean, std=self.dataset.std, size=self.dataset.size)
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """All settings that shape the result, and the data's fingerprint; equal identities give equal networks."""
+        settings = {k: v for k, v in cli.to_dict(self.config).items() if k not in NOT_IDENTITY}
+        settings["data"] = {k: v for k, v in settings["data"].items() if k not in ("root", "download")}
+        return {"settings": settings, "dataset_md5": self.dataset.md5}
+
+    def train(self, step: loop.Step, file_name: str) -> tuple[Path, dict[str, Any]]:
+        """Build, train, measure on the test split once, and write checkpoint and run.json.
+
+        Returns the checkpoint's path and its metrics.
+        """
+        self.out.mkdir(parents=True, exist_ok=True)
+        began = time.time()
+        torch.manual_seed(self.config.seed)
+        network = build(self.config.net)
+        history = loop.fit(
+            network,
+            step,
+            dataset=self.dataset,
+            preprocess=self.preprocess,
+            config=self.config,
+            identity=self.identity,
+            out=self.out,
+            title=self.title,
+        )
+        device = next(network.parameters()).device
+        metrics = summary(run_split(network, self.dataset.test, self.preprocess, device=device))
+        provenance = record.circumstances(
+            config=cli.to_dict(self.config),
+            seed=self.config.seed,
+            dataset_md5=self.dataset.md5,
+            device=str(device),
+        )
+        checkpoint = Checkpoint(
+            net=self.config.net,
+            weights=network.state_dict(),
+            preprocess=self.preprocess,
+            labels=self.dataset.classes,
+            metrics=metrics,
+            provenance=provenance | {"identity": self.identity},
+        )
+        path = self.out / file_name
+        checkpoint.save(path)
+        record.write_json(
+            self.out / "run.json",
+            {**provenance, "seconds": time.time() - began, "metrics": metrics, "history": history},
+        )
+        return path, metrics

@@ -1,0 +1,48 @@
+"""`python -m train.teacher [RECIPE] [--data.name ..] [--net.name ..]`: train the ANN that students learn from."""
+
+import dataclasses
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from train import cli
+from train.config import TeacherConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """The teacher's file and its accuracy on the test split, in [0, 1]."""
+
+    path: Path
+    accuracy: float
+
+
+def main(config: TeacherConfig) -> Result:
+    """Train a teacher and write its checkpoint, state, metrics and run record into the run folder."""
+    from train import runs
+    from train.data import load
+    from train.methods.base import cross_entropy
+
+    dataset = load(config.data)
+    net = runs.fit_to(dataset, dataclasses.replace(config.net, spiking=False))
+    out = config.out or Path("runs") / f"teacher-{config.data.name}-{net.name}-s{config.seed}"
+    run = runs.Run(config=dataclasses.replace(config, net=net, out=out), dataset=dataset, title="teacher")
+
+    def step(network, images, target):  # type: ignore[no-untyped-def]
+        ce = cross_entropy(network(run.preprocess(images)), target)
+        return {"ce": ce, "total": ce}
+
+    path, metrics = run.train(step, "teacher.pt")
+    return Result(path=path, accuracy=metrics["accuracy"])
+
+
+def command(argv: list[str]) -> None:
+    """Parse, run, and say what comes next."""
+    config = cli.parse(TeacherConfig, argv=argv, prog="python -m train.teacher", description=__doc__)
+    result = main(config)
+    print(f"\nteacher: {result.accuracy:.2%} on the test split\nwritten: {result.path}")
+    print(f"next:    python -m train.distill --data.name {config.data.name} --teacher {result.path}")
+
+
+if __name__ == "__main__":
+    sys.exit(cli.exit_status(lambda: command(sys.argv[1:])))
