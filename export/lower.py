@@ -147,7 +147,7 @@ def lif(module: neuron.LIFNode, path: str, x: g.Node) -> g.LIF:
     if type(module) is not neuron.LIFNode:
         raise UnsupportedLayer(f"{path}: {type(module).__name__} has no Graph node; train with LIFNode")
     if module.v_reset is None:
-        raise UnsupportedLayer(f"{path}: soft reset has no Graph node; train with a number as --net.v-reset")
+        raise UnsupportedLayer(f"{path}: soft reset has no Graph node; train with a number as --net.v_reset")
     return g.LIF(
         name=path,
         inputs=(x.name,),

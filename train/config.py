@@ -12,6 +12,9 @@ from typing import Literal
 from train.methods import METHODS, Method
 
 
+RECIPES = Path(__file__).parent / "recipes"
+
+
 def _positive(**values: float | int) -> None:
     for name, value in values.items():
         if not value > 0:
@@ -90,7 +93,7 @@ class NetConfig:
 class OptimConfig:
     """How to train: SGD with Nesterov momentum, linear warm-up, cosine to zero."""
 
-    epochs: int = 20
+    epochs: int = 30
     """Passes over the training images."""
     batch_size: int = 128
     """Images of one step."""

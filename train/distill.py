@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from train import cli
-from train.config import DistillConfig, TeacherConfig
+from train.config import RECIPES, DistillConfig, TeacherConfig
+from train.methods import METHODS
 
 
 if TYPE_CHECKING:
@@ -112,7 +113,14 @@ def load_teacher(config: DistillConfig, dataset: Dataset) -> Checkpoint:
 
 def command(argv: list[str]) -> None:
     """Parse, run, and say what comes next."""
-    config = cli.parse(DistillConfig, argv=argv, prog="python -m train.distill", description=__doc__)
+    config = cli.parse(
+        DistillConfig,
+        argv=argv,
+        prog="python -m train.distill",
+        description=__doc__ or "",
+        recipe_dir=RECIPES,
+        variants={"method": METHODS},
+    )
     result = main(config)
     steps = "  ".join(f"T'={t} {a:.2%}" for t, a in enumerate(result.accuracy_by_T, 1))
     print()

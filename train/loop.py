@@ -41,10 +41,13 @@ def fit(
 
     After every epoch out/state.pt holds all that is needed to go on; with config.resume == "auto" training
     does so, bit for bit, if `identity` (the settings that shape the result) is the one the state was made with.
-    Raises ValueError where it is not, FloatingPointError when a loss stops being finite.
+    Raises ValueError where it is not, ValueError also when a loss stops being finite.
     """
     fabric = start(config)
-    optimizer = torch.optim.SGD(parameter_groups(network, config.optim), lr=config.optim.lr, nesterov=True)
+    optim = config.optim
+    optimizer = torch.optim.SGD(
+        parameter_groups(network, optim), lr=optim.lr, momentum=optim.momentum, nesterov=optim.momentum > 0
+    )
     model, optimizer = fabric.setup(network, optimizer)
     state_path = out / "state.pt"
     history: list[dict[str, Any]] = []
@@ -73,7 +76,7 @@ def fit(
                 sums[name] = sums.get(name, 0) + value.detach()
         record = {"epoch": epoch + 1, "loss": {name: float(value) / steps for name, value in sums.items()}}
         if bad := [name for name, value in record["loss"].items() if not math.isfinite(value)]:
-            raise FloatingPointError(
+            raise ValueError(
                 f"{title}: the loss stopped being finite in epoch {epoch + 1}, term {bad[0]}; "
                 f"try a smaller --optim.lr (now {config.optim.lr}). The state of epoch {epoch} is kept"
             )
@@ -104,10 +107,9 @@ def parameter_groups(network: nn.Module, optim: OptimConfig) -> list[dict[str, A
     """Weight decay on convolution and linear weights only."""
     decayed = [p for p in network.parameters() if p.dim() > 1]
     others = [p for p in network.parameters() if p.dim() <= 1]
-    common = {"momentum": optim.momentum}
     return [
-        {"params": decayed, "weight_decay": optim.weight_decay, **common},
-        {"params": others, "weight_decay": 0.0, **common},
+        {"params": decayed, "weight_decay": optim.weight_decay},
+        {"params": others, "weight_decay": 0.0},
     ]
 
 

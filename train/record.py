@@ -71,12 +71,12 @@ def git_state() -> dict[str, Any] | None:
     return {"commit": commit.stdout.strip(), "dirty": bool(status.stdout.strip())}
 
 
-def circumstances(*, config: Mapping[str, Any], seed: int, dataset_md5: str, device: str) -> dict[str, Any]:
+def circumstances(*, config: Mapping[str, Any], seed: int, dataset_md5: Mapping[str, str], device: str) -> dict[str, Any]:
     """What run.json and a checkpoint's provenance say about how they came to be."""
     return {
         "config": dict(config),
         "seed": seed,
-        "dataset_md5": dataset_md5,
+        "dataset_md5": dict(dataset_md5),
         "device": device,
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "versions": versions(),

@@ -50,7 +50,7 @@ class Run:
         """All settings that shape the result, and the data's fingerprint; equal identities give equal networks."""
         settings = {k: v for k, v in cli.to_dict(self.config).items() if k not in NOT_IDENTITY}
         settings["data"] = {k: v for k, v in settings["data"].items() if k not in ("root", "download")}
-        return {"settings": settings, "dataset_md5": self.dataset.md5}
+        return {"settings": settings, "dataset_md5": dict(self.dataset.md5)}
 
     def train(self, step: loop.Step, file_name: str) -> tuple[Path, dict[str, Any]]:
         """Build, train, measure on the test split once, and write checkpoint and run.json.

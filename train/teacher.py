@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from train import cli
-from train.config import TeacherConfig
+from train.config import RECIPES, TeacherConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,9 @@ def main(config: TeacherConfig) -> Result:
 
 def command(argv: list[str]) -> None:
     """Parse, run, and say what comes next."""
-    config = cli.parse(TeacherConfig, argv=argv, prog="python -m train.teacher", description=__doc__)
+    config = cli.parse(
+        TeacherConfig, argv=argv, prog="python -m train.teacher", description=__doc__ or "", recipe_dir=RECIPES
+    )
     result = main(config)
     print(f"\nteacher: {result.accuracy:.2%} on the test split\nwritten: {result.path}")
     print(f"next:    python -m train.distill --data.name {config.data.name} --teacher {result.path}")

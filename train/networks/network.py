@@ -26,7 +26,7 @@ class Network(nn.Module):
         self.hold = Hold(config.T)
         self.body = body
         functional.set_step_mode(self, "m" if config.spiking else "s")
-        initialise(self)
+        initialise(self, config)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         if not self.config.spiking:
@@ -44,15 +44,21 @@ def conv_norm(c_in: int, c_out: int, kernel: int, stride: int, *, bias: bool = F
     return pair
 
 
-def initialise(network: nn.Module) -> None:
-    """Kaiming-normal weights for convolutions (fan out) and small normal ones for the classifier; biases zero."""
+def initialise(network: nn.Module, config: NetConfig) -> None:
+    """Kaiming-normal convolutions (fan out); in a student, normalised drives as wide as the threshold.
+
+    A drive of standard deviation 1 hardly reaches a LIF's threshold, and less so where the input decays by tau; the
+    deeper layers of a fresh student would be silent and learn late. Like threshold-dependent batch normalisation
+    (Zheng et al. 2021) the normalisation's weight starts at the drive that makes a neuron fire at once.
+    """
+    firing_drive = config.v_threshold * (config.tau if config.decay_input else 1.0)
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        elif isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=0.01)
-        if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm2d) and config.spiking:
+            nn.init.constant_(module.weight, firing_drive)
 
 
 def lif_layers(network: nn.Module) -> dict[str, neuron.LIFNode]:

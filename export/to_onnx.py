@@ -1,0 +1,99 @@
+"""`python -m export.to_onnx CKPT [--out PATH] [--samples 64]`: write a student as an ONNX model, verified.
+
+The model is written aside, run on real test images and held against the checkpoint; it gets its name only if it passes.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from train import cli
+
+
+if TYPE_CHECKING:
+    from export.verify import Verdict
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnnxConfig:
+    """What to write, and on how many images to verify it."""
+
+    checkpoint: Annotated[Path, tyro.conf.Positional]
+    """student.pt, as `python -m train.distill` writes it."""
+    out: Path | None = None
+    """The file to write; default: the checkpoint's name with .onnx."""
+    precision: Literal["fp32"] = "fp32"
+    """Type of weights and membranes."""
+    samples: int = 64
+    """Verify on the first N test images."""
+    data_root: Path | None = None
+    """Where data sets live; default: the environment variable TSERVE_DATA, else where it was trained from."""
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise ValueError(f"samples must be at least 1 image, got {self.samples}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """The written file and what the verification found."""
+
+    path: Path
+    verdict: Verdict
+
+
+class NotVerified(Exception):
+    """The model does not compute what the checkpoint does; nothing was left under the final name."""
+
+
+def main(config: OnnxConfig) -> Result:
+    """Write the ONNX model. Raises NotVerified, and leaves what was there before, if it fails its verification."""
+    from export.images import real_images
+    from export.lower import lower
+    from export.onnx_graph import build_model
+    from export.verify import verify_onnx
+    from train import record
+    from train.checkpoint import Checkpoint
+
+    checkpoint = Checkpoint.load_student(config.checkpoint)
+    model = build_model(lower(checkpoint), labels=checkpoint.labels, checkpoint_sha256=checkpoint.sha256)
+    real = real_images(checkpoint, split="test", limit=config.samples, root=config.data_root)
+    path = config.out or config.checkpoint.with_suffix(".onnx")
+    with record.atomic(path) as new:
+        new.write_bytes(model.SerializeToString(deterministic=True))
+        verdict = verify_onnx(checkpoint, new, real.images)
+        if not verdict.ok:
+            raise NotVerified(verdict)
+    return Result(path=path, verdict=verdict)
+
+
+def table(verdict: Verdict) -> str:
+    """Flipped spikes of every LIF layer as lines of text."""
+    width = max(len(layer.name) for layer in verdict.layers)
+    rows = [f"{layer.name:<{width}}  {layer.spikes:>12,}  {layer.flips:>8,}" for layer in verdict.layers]
+    return "\n".join([f"{'layer':<{width}}  {'spikes':>12}  {'flipped':>8}", *rows])
+
+
+def command(argv: list[str]) -> int:
+    """Parse, run, print what the verification found, and say what was written."""
+    config = cli.parse(OnnxConfig, argv=argv, prog="python -m export.to_onnx", description=__doc__ or "")
+    try:
+        result = main(config)
+    except NotVerified as failure:
+        print(failure, file=sys.stderr)
+        return 1
+    print(table(result.verdict))
+    print(result.verdict)
+    print(f"\nwritten: {result.path} ({result.path.stat().st_size / 1e6:.1f} MB)")
+    print(f"next:    python -m export.verify {config.checkpoint} {result.path}")
+    print(f"         python -m export.bundle {config.checkpoint}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli.exit_status(lambda: command(sys.argv[1:])))

@@ -1,0 +1,128 @@
+"""`python -m export.verify CKPT FILE`: hold an exported .onnx or .net against its checkpoint on real images.
+
+Spikes are steps, so rounding flips some of them and `allclose` proves nothing. What is judged instead: how many spikes
+of which layer flip, whether the answers agree, and where the first difference is. A .net must be equal to the last bit
+to the integer twin that the checkpoint gives under the scales written in the file.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerVerdict:
+    """One LIF layer: how many of its `spikes` (in the reference) came out otherwise, over all steps and images."""
+
+    name: str
+    flips: int
+    spikes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What a comparison found. `first_difference`: the first layer in network order and its first step, from 1."""
+
+    file: str
+    reference: str
+    engine: str
+    images: int
+    flips: int
+    spikes: int
+    layers: tuple[LayerVerdict, ...]
+    max_logit_difference: float
+    argmax_agreement: float
+    first_difference: dict[str, Any] | None
+    rule: str
+    ok: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON types."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        """One sentence for a person."""
+        where = ""
+        if self.first_difference:
+            where = f"; first difference: layer {self.first_difference['layer']}, step {self.first_difference['step']}"
+        return (
+            f"{'ok' if self.ok else 'FAILED'}: {self.file} in {self.engine} against {self.reference}, "
+            f"{self.images} images: {self.flips:,} of {self.spikes:,} spikes differ, "
+            f"largest logit difference {self.max_logit_difference:.3g}, "
+            f"answers agree on {self.argmax_agreement:.2%}{where} (rule: {self.rule})"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a network did: spikes of every LIF layer by name [T, B, ...] (0 or 1) and logits [T, B, K]."""
+
+    spikes: dict[str, np.ndarray]
+    logits: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """What a comparison must show: at most this share of flipped spikes and of other answers."""
+
+    text: str
+    flip_rate: float
+    disagreements: float
+
+
+EXACT = Rule(text="bit-exact: no spike and no logit differs", flip_rate=0.0, disagreements=0.0)
+FLOAT32 = Rule(
+    text="float32: at most 1 spike in 1,000 flips and at most 1 answer in 1,000 (rounded up) differs",
+    flip_rate=1e-3,
+    disagreements=1e-3,
+)
+
+
+def compare(wanted: Run, got: Run, rule: Rule, *, file: str, reference: str, engine: str) -> Verdict:
+    """Judge `got` against `wanted`. Raises ValueError if they are not runs of networks of the same shape."""
+    if list(wanted.spikes) != list(got.spikes) or wanted.logits.shape != got.logits.shape:
+        raise ValueError(
+            f"{file}: layers {list(got.spikes)} and logits {got.logits.shape} are not those of the checkpoint, "
+            f"{list(wanted.spikes)} and {wanted.logits.shape}"
+        )
+    layers, first = [], None
+    for name, spikes in wanted.spikes.items():
+        if spikes.shape != got.spikes[name].shape:
+            raise ValueError(f"{file}: layer {name} has shape {got.spikes[name].shape}, not {spikes.shape}")
+        differs = spikes != got.spikes[name]
+        layers.append(LayerVerdict(name=name, flips=int(differs.sum()), spikes=int(spikes.sum())))
+        if first is None and differs.any():
+            first = location(name, differs)
+    apart = np.abs(wanted.logits.astype(np.float64) - got.logits.astype(np.float64))
+    agreement = float((wanted.logits.mean(0).argmax(-1) == got.logits.mean(0).argmax(-1)).mean())
+    if first is None and rule is EXACT and apart.any():
+        first = location("logits", apart > 0)
+    flips, spikes_total, images = sum(x.flips for x in layers), sum(x.spikes for x in layers), wanted.logits.shape[1]
+    allowed = np.ceil(rule.disagreements * images) / images
+    return Verdict(
+        file=file,
+        reference=reference,
+        engine=engine,
+        images=images,
+        flips=flips,
+        spikes=spikes_total,
+        layers=tuple(layers),
+        max_logit_difference=float(apart.max()),
+        argmax_agreement=agreement,
+        first_difference=first,
+        rule=rule.text,
+        ok=bool(
+            flips <= rule.flip_rate * spikes_total
+            and 1 - agreement <= allowed + 1e-12
+            and (rule is not EXACT or not apart.any())
+        ),
+    )
+
+
+def location(layer: str, differs: np.ndarray) -> dict[str, Any]:
+    """The first step (from 1) at which a layer differs [T, B, ...], and the first image (from 0) at that step."""
+    by_step = differs.reshape(len(differs), -1).any(1)
+    step = int(by_step.argmax())
+    image = int(differs[step].reshape(differs.shape[1], -1).any(1).argmax())
+    return {"layer": layer, "step": step + 1, "image": image}

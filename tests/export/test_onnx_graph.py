@@ -1,0 +1,172 @@
+"""The ONNX model computes what the Graph means: bit for bit where float32 is exact, by two runtimes."""
+
+import dataclasses
+import json
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx.reference import ReferenceEvaluator
+from small_graphs import dyadic_images, every_node
+
+from export import graph as g
+from export import reference
+from export.counts import sops_per_tap, spike_driven
+from export.onnx_graph import build_model
+
+
+LABELS = ("a", "b", "c", "d", "e")
+SIDES = st.tuples(st.integers(8, 11), st.integers(8, 11))
+GRAPHS = st.builds(
+    every_node,
+    seed=st.integers(0, 2**32 - 1),
+    T=st.integers(1, 4),
+    side=SIDES,
+    stride=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    padding=st.tuples(st.integers(0, 1), st.integers(0, 1)),
+    kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    groups=st.sampled_from([1, 2]),
+    tau=st.sampled_from([1.5, 2.0, 3.0, 4.0]),
+    decay_input=st.booleans(),
+    v_reset=st.sampled_from([0.0, -0.25]),
+    v_threshold=st.sampled_from([0.75, 1.0]),
+)
+
+
+def build(graph: g.Graph, *, expose_spikes: bool = True) -> onnx.ModelProto:
+    return build_model(graph, labels=LABELS, checkpoint_sha256="0" * 64, expose_spikes=expose_spikes)
+
+
+def run_onnxruntime(model: onnx.ModelProto, images: np.ndarray) -> dict[str, np.ndarray]:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, {"image": images}), strict=True))
+
+
+def run_onnx(model: onnx.ModelProto, images: np.ndarray) -> dict[str, np.ndarray]:
+    evaluator = ReferenceEvaluator(model)
+    return dict(zip(evaluator.output_names, evaluator.run(None, {"image": images}), strict=True))
+
+
+def taps_by_hand(graph: g.Graph, values: dict[str, np.ndarray], node: g.Conv | g.Dense) -> np.ndarray:
+    """Convolve (x != 0) with ones in one output channel of each group, and add up: [T, B]."""
+    events = (values[node.inputs[0]] != 0).astype(np.int64)
+    if isinstance(node, g.Dense):
+        return events.sum(axis=2)
+    ones = np.ones((node.groups, *node.weight.shape[1:]), np.int64)
+    landed = reference.conv2d(events, ones, stride=node.stride, padding=node.padding, groups=node.groups)
+    return landed.sum(axis=(2, 3, 4))
+
+
+def expected(graph: g.Graph, images: np.ndarray) -> dict[str, np.ndarray]:
+    values = reference.run(graph, images)
+    rates = [values[lif.name].reshape(graph.T, len(images), -1).mean(axis=2) for lif in graph.lif_layers]
+    hands = [taps_by_hand(graph, values, node) for node in spike_driven(graph)]
+    spikes = {f"spikes/{lif.name}": values[lif.name] for lif in graph.lif_layers}
+    logits = reference.logits(graph, values)
+    return {"logits": logits, "spike_rates": np.stack(rates, -1), "taps": np.stack(hands, -1), **spikes}
+
+
+def assert_same(got: dict[str, np.ndarray], want: dict[str, np.ndarray]) -> None:
+    assert got.keys() == want.keys()
+    for name, value in want.items():
+        assert got[name].dtype == np.float32, name
+        np.testing.assert_array_equal(got[name], value, err_msg=name)
+
+
+@settings(max_examples=25, deadline=None)
+@given(graph=GRAPHS, batch=st.integers(1, 3), seed=st.integers(0, 2**32 - 1))
+def test_onnxruntime_gives_the_reference_bit_for_bit(graph: g.Graph, batch: int, seed: int) -> None:
+    images = dyadic_images(graph, batch=batch, seed=seed)
+    assert_same(run_onnxruntime(build(graph), images), expected(graph, images))
+
+
+@pytest.mark.parametrize(("T", "batch", "mean"), [(1, 1, False), (3, 2, False), (3, 1, True)])
+def test_onnx_reference_evaluator_gives_the_reference_bit_for_bit(T: int, batch: int, mean: bool) -> None:
+    graph = every_node(T=T, mean=mean, side=(8, 9), stride=(2, 1), padding=(1, 0), kernel=(3, 2))
+    images = dyadic_images(graph, batch=batch)
+    assert_same(run_onnx(build(graph), images), expected(graph, images))
+
+
+def test_global_average_pooling_agrees_in_onnxruntime() -> None:
+    graph = every_node(mean=True, side=(8, 9))
+    assert np.log2(np.prod(graph["max"].shape[1:])) % 1 == 0, "the mean must be exact in float32"
+    images = dyadic_images(graph, batch=2)
+    assert_same(run_onnxruntime(build(graph), images), expected(graph, images))
+
+
+def test_the_random_graphs_spike_in_every_layer_and_are_not_saturated() -> None:
+    graph = every_node()
+    rates = expected(graph, dyadic_images(graph, batch=4))["spike_rates"].mean(axis=(0, 1))
+    assert (rates > 0.02).all(), rates
+    assert (rates < 0.98).all(), rates
+
+
+def test_weights_are_stored_once_whatever_T() -> None:
+    short, long = (build(every_node(T=T), expose_spikes=False) for T in (2, 8))
+    stored = [sorted((c.name, tuple(c.dims)) for c in model.graph.initializer) for model in (short, long)]
+    assert stored[0] == stored[1]
+    graph = every_node()
+    weights = {f"{node.name}/weight": node.weight.shape for node in graph.synapses}
+    assert {name: dims for name, dims in stored[0] if name.endswith("/weight")} == weights
+
+
+def test_metadata_says_what_the_model_is() -> None:
+    graph = every_node(T=3)
+    props = {p.key: json.loads(p.value) for p in build(graph, expose_spikes=False).metadata_props}
+    assert props == {
+        "format": 1,
+        "T": 3,
+        "labels": list(LABELS),
+        "precision": "fp32",
+        "form": "unrolled",
+        "lif_layers": [node.name for node in graph.lif_layers],
+        "synapses": [
+            {"name": "hold.conv", "kind": "ac", "sops_per_tap": 4},
+            {"name": "block.conv1", "kind": "ac", "sops_per_tap": 3},
+            {"name": "block.conv2", "kind": "ac", "sops_per_tap": 6},
+            {"name": "spikes.conv", "kind": "mac", "sops_per_tap": 4},
+            {"name": "avg.conv", "kind": "mac", "sops_per_tap": 4},
+            {"name": "classifier", "kind": "ac", "sops_per_tap": 5},
+        ],
+        "checkpoint_sha256": "0" * 64,
+    }
+    assert [sops_per_tap(node) for node in spike_driven(graph)] == [s["sops_per_tap"] for s in props["synapses"]]
+
+
+def test_outputs_and_layers_have_shapes_and_readable_names() -> None:
+    graph = every_node(T=3)
+    model = build(graph, expose_spikes=False)
+    shapes = {
+        v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim]
+        for v in (*model.graph.input, *model.graph.output, *model.graph.value_info)
+    }
+    assert shapes["image"] == ["B", 2, 10, 8]
+    assert shapes["logits"] == [3, "B", 5]
+    assert shapes["spike_rates"] == [3, "B", 6]
+    assert shapes["taps"] == [3, "B", 6]
+    assert shapes["stem.conv/out"] == ["B", 4, 10, 8], "the first convolution is computed once"
+    assert shapes["stem.lif/out"] == ["T*B", 4, 10, 8]
+    names = [node.name for node in model.graph.node]
+    assert len(set(names)) == len(names)
+    assert {node.name for node in graph} <= set(names)
+    assert "block.lif1/t2/fire" in names
+
+
+def test_a_network_without_spikes_is_refused() -> None:
+    graph = every_node()
+    image = dataclasses.replace(graph["features"], inputs=("image",), shape=(160,))
+    classifier = dataclasses.replace(graph["classifier"], weight=np.ones((5, 160)))
+    teacher = g.Graph(nodes=(graph.input, image, classifier), T=4)
+    with pytest.raises(ValueError, match="classifier: no layer on the way to the logits reads spikes"):
+        build(teacher)
+
+
+def test_labels_that_do_not_fit_the_logits_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"logits of shape \(5,\), but there are 2 labels"):
+        build_model(every_node(), labels=("a", "b"), checkpoint_sha256="0" * 64)

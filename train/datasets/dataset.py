@@ -1,0 +1,86 @@
+"""What every data set is once it is loaded: three splits of uint8 images in memory, and what they are.
+
+Shapes: N images, C channels, H = W = size.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from train.config import DataConfig
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Split:
+    """Images that are used for one purpose."""
+
+    images: Tensor
+    """uint8 [N, C, H, W]."""
+    labels: Tensor
+    """Class indices, int64 [N]."""
+    indices: Tensor
+    """Where each image stands in the split that the data set was published with, int64 [N]."""
+
+    def __post_init__(self) -> None:
+        assert self.images.dtype == torch.uint8
+        assert self.images.ndim == 4
+        assert self.labels.dtype == self.indices.dtype == torch.int64
+        assert len(self.images) == len(self.labels) == len(self.indices)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, rows: Tensor) -> "Split":
+        """The images at `rows` (int64 [M]), in that order."""
+        return Split(images=self.images[rows], labels=self.labels[rows], indices=self.indices[rows])
+
+    def to(self, device: torch.device | str) -> "Split":
+        """The same split on another device."""
+        return Split(**{field.name: getattr(self, field.name).to(device) for field in dataclasses.fields(self)})
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Dataset:
+    """Images with labels, split for training, validation and test, in memory."""
+
+    name: str
+    train: Split
+    val: Split
+    """Kept apart from the published training images; empty for data.val_fraction 0."""
+    test: Split
+    classes: tuple[str, ...]
+    """Names in the order of the class indices."""
+    mean: tuple[float, ...]
+    """Per channel, of the training images in [0, 1]."""
+    std: tuple[float, ...]
+    """Per channel, of the training images in [0, 1]."""
+    size: int
+    """Side of an image, pixels."""
+    channels: int
+    mirror: bool
+    """Whether a mirrored image keeps its class."""
+    md5: Mapping[str, str]
+    """Of what was read, by file (digits: of the array; folder: of all files of a split)."""
+
+
+def check_limit(config: DataConfig, available: int, name: str) -> None:
+    """Raise ValueError if a data set has fewer training images than `data.limit`."""
+    if config.limit is not None and config.limit > available:
+        raise ValueError(f"data.limit is {config.limit}, but {name} has {available} training images")
+
+
+def train_and_val(published: Split, config: DataConfig) -> tuple[Split, Split]:
+    """(training, validation) from the first `data.limit` images of the published training split.
+
+    round(val_fraction * N) of these N are validation images, the same ones in every run: the choice depends on N
+    alone, not on any seed, and numpy guarantees the stream of RandomState for good. Both keep the published order.
+    """
+    total = len(published) if config.limit is None else config.limit
+    order = np.random.RandomState(0).permutation(total)
+    held = round(total * config.val_fraction)
+    train, val = (torch.from_numpy(np.sort(rows).astype(np.int64)) for rows in (order[held:], order[:held]))
+    return published.take(train), published.take(val)

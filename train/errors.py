@@ -1,0 +1,35 @@
+"""How a command ends: errors of its user as one line and exit status 2, and names that were nearly right."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> ValueError:
+    """The error for a `name` that is not one of `known`: the nearest of these first, then all of them."""
+    names = list(known)
+    near = get_close_matches(name, names, n=3, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(near)}?" if near else "."
+    return ValueError(f"unknown {kind} {name!r}{hint} Known: {', '.join(names)}")
+
+
+def exit_status(command: Callable[[], int | None]) -> int:
+    """Run a command and give its exit status: what it returns (None is 0), 2 for an error of its user, 130 for Ctrl-C.
+
+    Errors of the user are ValueError (bad usage or input), OSError (files) and ImportError (a part that is not
+    installed); they are printed on stderr as `error: ...`. With the environment variable TSERVE_TRACEBACK set their
+    traceback comes first. Any other exception is a defect of ours and passes through.
+    """
+    try:
+        status = command()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, ImportError) as error:
+        if os.environ.get("TSERVE_TRACEBACK"):
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0 if status is None else status
