@@ -20,16 +20,15 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 lava: $(LAVA)/.installed  ## Lava's environment in .venv-lava (its numpy is another)
 
 # Lava's own metadata asks for Python below 3.11 and for packages that the simulator does not need.
-$(LAVA)/.installed: hardware/lava/requirements.txt hardware/lava/packages.txt
+$(LAVA)/.installed: hardware/lava/requirements.txt
 	$(PYTHON) -m venv $(LAVA)
-	$(LAVA)/bin/pip install --quiet --requirement hardware/lava/requirements.txt
-	$(LAVA)/bin/pip install --quiet --no-deps --ignore-requires-python --requirement hardware/lava/packages.txt
+	$(LAVA)/bin/pip install --quiet --no-deps --ignore-requires-python --requirement $<
 	@touch $@
 
 demo: setup lava  ## teacher, TSER student, evaluation, ONNX, netx in Lava, energy, bundle; one table
 	$(RUN) -m train.distill digits --out runs/demo --resume auto
 	$(RUN) -m train.evaluate runs/demo/student.pt
-	$(RUN) -m export.bundle runs/demo/student.pt --replace
+	$(RUN) -m export.bundle runs/demo/student.pt
 
 serve: setup  ## serve the newest bundle on http://localhost:3000 (page: /ui)
 	$(VENV)/bin/bentoml serve

@@ -108,7 +108,7 @@ def taps(nonzero: np.ndarray, fan: np.ndarray) -> np.ndarray:
     return (per_position.reshape(*nonzero.shape[:2], -1) * fan.ravel()).sum(axis=2)
 
 
-def count(graph: g.Graph, images: np.ndarray, *, batch_size: int = 16) -> Counts:
+def count(graph: g.Graph, images: np.ndarray, *, batch_size: int = 8) -> Counts:
     """Run `images` [N, C, H, W] in [0, 1] through the Graph in float32 and count its events.
 
     Memory grows with `batch_size`, not with N. Raises ValueError where there are no images or the shape is wrong.

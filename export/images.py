@@ -1,8 +1,7 @@
 """Real images for calibration, verification and counting: those of the data set that a checkpoint was trained on."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 
@@ -19,11 +18,6 @@ class RealImages:
     images: np.ndarray
     labels: np.ndarray
     indices: np.ndarray
-
-    def first(self, count: int) -> Self:
-        """The first `count` of them."""
-        part = {name: getattr(self, name)[:count] for name in ("images", "labels", "indices")}
-        return replace(self, **part)
 
     def describe(self) -> dict[str, object]:
         """Which images these are, as JSON types."""

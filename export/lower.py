@@ -3,6 +3,7 @@
 import dataclasses
 import operator
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -85,7 +86,7 @@ def trace(module: nn.Module, prefix: str, source: g.Node) -> list[g.Node]:
 def convert(module: nn.Module, path: str, inputs: list[g.Node]) -> g.Node:
     """One module to one node (or, where it changes nothing, the node before it)."""
     x = inputs[0]
-    base = {"name": path, "inputs": (x.name,)}
+    base: dict[str, Any] = {"name": path, "inputs": (x.name,)}
     match module:
         case nn.Identity() | nn.Dropout():
             return x

@@ -14,10 +14,6 @@ from hardware.net import FlattenLayer, InputLayer, Layer, Net, Neuron
 from train.checkpoint import Checkpoint
 
 
-class NotVerified(Exception):
-    """An export whose file did not do what its checkpoint does."""
-
-
 def to_net(twin: g.Graph, scales: Scales, *, labels: Sequence[str], checkpoint_sha256: str) -> Net:
     """The .net of an integer twin.
 

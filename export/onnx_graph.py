@@ -171,9 +171,9 @@ def lif(builder: Builder, node: g.LIF, x: Value, *, T: int) -> str:
     what a v_reset of zero makes idle.
     """
     op, name = builder.op, node.name
-    tau = builder.constant(f"{name}/tau", node.tau)
-    v_threshold = builder.constant(f"{name}/v_threshold", node.v_threshold)
-    v_reset = builder.constant(f"{name}/v_reset", node.v_reset)
+    tau = builder.constant(f"{name}/tau", float(node.tau))
+    v_threshold = builder.constant(f"{name}/v_threshold", float(node.v_threshold))
+    v_reset = builder.constant(f"{name}/v_reset", float(node.v_reset))
     parts = [f"{name}/t{t}/current" for t in range(T)]
     currents = [x.tensor] * T if x.static else builder.split(x.tensor, f"{name}/currents", parts)
     spikes: list[str] = []

@@ -10,6 +10,7 @@ theta = tau * v_threshold there and v_threshold otherwise; the chip's neuron has
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -81,7 +82,7 @@ def rebuild(graph: g.Graph, scales: Scales) -> g.Graph:
 
 def convert(node: g.Node, graph: g.Graph, scales: Scales) -> g.Node:
     """One node of the twin."""
-    base = {"name": node.name, "inputs": node.inputs, "shape": node.shape}
+    base: dict[str, Any] = {"name": node.name, "inputs": node.inputs, "shape": node.shape}
     match node:
         case g.Input():
             return integer.QuantizedInput(**base, mean=node.mean, std=node.std, scale=scales.input)

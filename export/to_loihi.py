@@ -46,6 +46,7 @@ def main(config: LoihiConfig) -> dict[str, Any]:
     from export.images import real_images
     from export.lower import lower
     from export.quantize import prepare, quantize
+    from export.verify import NotVerified
     from export.verify_netx import verify_netx
     from hardware import netx
     from hardware.net import Limits, check
@@ -80,18 +81,18 @@ def main(config: LoihiConfig) -> dict[str, Any]:
     with atomic(out) as new:
         netx.write(net, new)
         if config.verify != "none":
-            verdict = verify_netx(checkpoint, new, test.first(config.samples), engine=config.verify, name=out.name)
+            verdict = verify_netx(checkpoint, new, test.images[: config.samples], engine=config.verify, name=out.name)
             report |= {"verify": verdict.to_json(), "ok": verdict.ok}
             print(verdict)
             if not verdict.ok:
-                raise netx_build.NotVerified(str(verdict))
+                raise NotVerified(verdict)
     write_json(out.with_name(out.name + ".json"), report)
     return report
 
 
 def command(argv: list[str]) -> int:
     """Parse, export, print the table; 1 where verification failed."""
-    from export.netx_build import NotVerified
+    from export.verify import NotVerified
 
     config = cli.parse(LoihiConfig, argv=argv, prog="python -m export.to_loihi", description=__doc__ or "")
     try:

@@ -8,15 +8,15 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
+from export.verify import NotVerified, Verdict, table
 from train import cli
 
 
-if TYPE_CHECKING:
-    from export.verify import Verdict
+EVALUATOR_IMAGES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,38 +45,37 @@ class Result:
 
     path: Path
     verdict: Verdict
-
-
-class NotVerified(Exception):
-    """The model does not compute what the checkpoint does; nothing was left under the final name."""
+    """In onnxruntime."""
+    evaluated: Verdict
+    """In onnx's reference evaluator, on a few images."""
+    metadata: dict[str, Any]
+    """What the model says about itself."""
 
 
 def main(config: OnnxConfig) -> Result:
     """Write the ONNX model. Raises NotVerified, and leaves what was there before, if it fails its verification."""
     from export.images import real_images
     from export.lower import lower
-    from export.onnx_graph import build_model
-    from export.verify import verify_onnx
+    from export.onnx_graph import build_model, metadata
+    from export.verify_onnx import verify_onnx
     from train import record
     from train.checkpoint import Checkpoint
 
     checkpoint = Checkpoint.load_student(config.checkpoint)
-    model = build_model(lower(checkpoint), labels=checkpoint.labels, checkpoint_sha256=checkpoint.sha256)
+    graph = lower(checkpoint)
+    about = metadata(graph, labels=checkpoint.labels, checkpoint_sha256=checkpoint.sha256)
+    model = build_model(graph, labels=checkpoint.labels, checkpoint_sha256=checkpoint.sha256)
     real = real_images(checkpoint, split="test", limit=config.samples, root=config.data_root)
     path = config.out or config.checkpoint.with_suffix(".onnx")
     with record.atomic(path) as new:
         new.write_bytes(model.SerializeToString(deterministic=True))
-        verdict = verify_onnx(checkpoint, new, real.images)
-        if not verdict.ok:
-            raise NotVerified(verdict)
-    return Result(path=path, verdict=verdict)
-
-
-def table(verdict: Verdict) -> str:
-    """Flipped spikes of every LIF layer as lines of text."""
-    width = max(len(layer.name) for layer in verdict.layers)
-    rows = [f"{layer.name:<{width}}  {layer.spikes:>12,}  {layer.flips:>8,}" for layer in verdict.layers]
-    return "\n".join([f"{'layer':<{width}}  {'spikes':>12}  {'flipped':>8}", *rows])
+        # onnx's own evaluator is slow and independent of onnxruntime: a few images say whether the file means the same.
+        evaluated = verify_onnx(checkpoint, new, real.images[:EVALUATOR_IMAGES], engine="onnx", name=path.name)
+        verdict = verify_onnx(checkpoint, new, real.images, name=path.name)
+        for found in (evaluated, verdict):
+            if not found.ok:
+                raise NotVerified(found)
+    return Result(path=path, verdict=verdict, evaluated=evaluated, metadata=about)
 
 
 def command(argv: list[str]) -> int:
@@ -89,6 +88,7 @@ def command(argv: list[str]) -> int:
         return 1
     print(table(result.verdict))
     print(result.verdict)
+    print(result.evaluated)
     print(f"\nwritten: {result.path} ({result.path.stat().st_size / 1e6:.1f} MB)")
     print(f"next:    python -m export.verify {config.checkpoint} {result.path}")
     print(f"         python -m export.bundle {config.checkpoint}")

@@ -5,10 +5,15 @@ of which layer flip, whether the answers agree, and where the first difference i
 to the integer twin that the checkpoint gives under the scales written in the file.
 """
 
+import sys
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from tyro.conf import Positional
+
+from train import cli
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +57,14 @@ class Verdict:
             f"largest logit difference {self.max_logit_difference:.3g}, "
             f"answers agree on {self.argmax_agreement:.2%}{where} (rule: {self.rule})"
         )
+
+
+class NotVerified(Exception):
+    """An export that does not do what its checkpoint does; carries the Verdict."""
+
+    def __init__(self, verdict: Verdict) -> None:
+        super().__init__(str(verdict))
+        self.verdict = verdict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,3 +139,77 @@ def location(layer: str, differs: np.ndarray) -> dict[str, Any]:
     step = int(by_step.argmax())
     image = int(differs[step].reshape(differs.shape[1], -1).any(1).argmax())
     return {"layer": layer, "step": step + 1, "image": image}
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyConfig:
+    """Hold an exported file against its checkpoint on real images."""
+
+    checkpoint: Annotated[Path, Positional]
+    """The student.pt that the file was exported from."""
+    file: Annotated[Path, Positional]
+    """The .onnx or .net file."""
+    samples: int | None = None
+    """Test images; default: 256 for .onnx, 16 for .net."""
+    engine: Literal["auto", "onnxruntime", "onnx", "lava", "reference"] = "auto"
+    """What runs the file: onnxruntime or onnx (its reference evaluator) for .onnx; lava or reference for .net."""
+    data_root: Path | None = None
+    """Where data sets live; default: the environment variable TSERVE_DATA, else where it was trained from."""
+    out: Path | None = None
+    """The report to write; default: FILE.verify.json."""
+
+    def __post_init__(self) -> None:
+        if self.samples is not None and self.samples < 1:
+            raise ValueError(f"samples must be at least 1, got {self.samples}")
+
+
+def main(config: VerifyConfig) -> Verdict:
+    """Verify and write the report. Raises ValueError for a file that cannot be judged."""
+    from export.images import real_images
+    from train.checkpoint import Checkpoint
+    from train.record import write_json
+
+    engines: dict[str, tuple[str, ...]] = {".onnx": ("onnxruntime", "onnx"), ".net": ("lava", "reference")}
+    allowed = engines.get(config.file.suffix)
+    if allowed is None:
+        raise ValueError(f"{config.file}: the suffix must be .onnx or .net")
+    if config.engine not in ("auto", *allowed):
+        raise ValueError(f"--engine {config.engine} does not run {config.file.suffix}; use {' or '.join(allowed)}")
+    if not config.file.is_file():
+        raise ValueError(f"{config.file}: no such file")
+    engine: Any = allowed[0] if config.engine == "auto" else config.engine
+    checkpoint = Checkpoint.load_student(config.checkpoint)
+    samples = config.samples or (256 if config.file.suffix == ".onnx" else 16)
+    real = real_images(checkpoint, split="test", limit=samples, root=config.data_root)
+    if config.file.suffix == ".onnx":
+        from export.verify_onnx import verify_onnx
+
+        verdict = verify_onnx(checkpoint, config.file, real.images, engine=engine)
+    else:
+        from export.verify_netx import verify_netx
+
+        verdict = verify_netx(checkpoint, config.file, real.images, engine=engine)
+    report = {**verdict.to_json(), "on": real.describe(), "checkpoint_sha256": checkpoint.sha256}
+    write_json(config.out or config.file.with_name(config.file.name + ".verify.json"), report)
+    return verdict
+
+
+def table(verdict: Verdict) -> str:
+    """Flipped spikes of every LIF layer as lines of text."""
+    width = max(len(layer.name) for layer in verdict.layers)
+    rows = [f"{layer.name:<{width}}  {layer.spikes:>12,}  {layer.flips:>8,}" for layer in verdict.layers]
+    return "\n".join([f"{'layer':<{width}}  {'spikes':>12}  {'flipped':>8}", *rows])
+
+
+def command(argv: list[str]) -> int:
+    """Parse, verify, print; 0 if the file does what the checkpoint does, else 1."""
+    config = cli.parse(VerifyConfig, argv=argv, prog="python -m export.verify", description=__doc__ or "")
+    verdict = main(config)
+    print(table(verdict))
+    print(verdict)
+    print(f"\nwritten: {config.out or config.file.with_name(config.file.name + '.verify.json')}")
+    return 0 if verdict.ok else 1
+
+
+if __name__ == "__main__":
+    sys.exit(cli.exit_status(lambda: command(sys.argv[1:])))

@@ -8,7 +8,6 @@ import numpy as np
 
 from export import graph as g
 from export import integer
-from export.images import RealImages
 from export.lower import lower
 from export.netx_build import to_net
 from export.quantize import Scales, prepare, rebuild
@@ -21,20 +20,21 @@ from train.checkpoint import Checkpoint
 def verify_netx(
     checkpoint: Checkpoint,
     path: Path,
-    real: RealImages,
+    images: np.ndarray,
     *,
     engine: Literal["lava", "reference"],
     name: str | None = None,
 ) -> Verdict:
-    """Run the file on real images and compare. The twin is made from the checkpoint under the scales in the file.
+    """Run the file on images [N, C, H, W] in [0, 1] and compare.
 
+    The twin is made from the checkpoint under the scales that stand in the file.
     Raises NetxError (a ValueError) for a file that TSERve did not write from this checkpoint, and hardware.lava's
     errors where its venv is missing.
     """
     net = netx.read(path)
     name = name or path.name
     twin, own = twin_of(checkpoint, net, name)
-    pixels = integer.quantize_images(twin.input, real.images)
+    pixels = integer.quantize_images(twin.input, images)
     if engine == "lava":
         ran, engine_name = lava.run(path, pixels, T=twin.T), "Lava's fixed-point simulator"
     else:

@@ -19,6 +19,9 @@ from serve.gate import MAX_BODY
 from serve.predictor import Predictor
 
 
+UPLOADS_KEPT_S = (60, 600)  # looked through every minute; an upload stays on disk ten minutes
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """Show the page of a bundle alone, without the HTTP service."""
@@ -39,18 +42,21 @@ def build(predictor: Predictor) -> gr.Blocks:
         prediction = predictor.predict(array[None])[0]
         return plots.report(prediction, about, picture=images.encode(array), truth=truth)
 
-    def show_sample(event: gr.SelectData) -> str:
-        index = int(event.index)
+    def show_sample(index: int) -> str:
         return show(predictor.decode(predictor.bundle.sample_file(index)), samples[index].label)
 
-    def show_upload(path: str) -> str:
-        try:
-            return show(predictor.decode(Path(path)), None)
-        except ValueError as error:
-            return plots.alert(f"That file cannot be classified: {error}.")
+    def on_sample(event: gr.SelectData) -> tuple[str, None]:
+        return show_sample(int(event.index)), None  # no upload any more
 
-    first = show(predictor.decode(predictor.bundle.sample_file(0)), samples[0].label) if samples else ""
-    with gr.Blocks(title=f"TSERve: {about.name}", analytics_enabled=False) as page:
+    def on_upload(path: str) -> tuple[str, gr.Gallery]:
+        try:
+            html = show(predictor.decode(Path(path)), None)
+        except ValueError as error:
+            html = plots.alert(f"That file cannot be classified: {error}.")
+        return html, gr.Gallery(selected_index=None)
+
+    first = show_sample(0) if samples else plots.alert("This bundle has no samples: drop an image of your own.")
+    with gr.Blocks(title=f"TSERve: {about.name}", analytics_enabled=False, delete_cache=UPLOADS_KEPT_S) as page:
         gr.HTML(_header(predictor), padding=False, elem_id="head")
         with gr.Row(equal_height=False):
             with gr.Column(scale=1, min_width=300):
@@ -66,11 +72,13 @@ def build(predictor: Predictor) -> gr.Blocks:
                     buttons=[],
                     elem_id="samples",
                 )
-                upload = gr.File(label="Or drop an image of your own", file_types=["image"], height=140, elem_id="upload")
+                upload = gr.File(
+                    label="Or drop an image of your own", file_types=["image"], height=140, elem_id="upload"
+                )
             with gr.Column(scale=4):
                 result = gr.HTML(first, padding=False, elem_id="result")
-        gallery.select(show_sample, None, result, api_visibility="private", show_progress="hidden")
-        upload.upload(show_upload, upload, result, api_visibility="private", show_progress="hidden")
+        gallery.select(on_sample, None, [result, upload], api_visibility="private", show_progress="hidden")
+        upload.upload(on_upload, upload, [result, gallery], api_visibility="private", show_progress="hidden")
     return page
 
 
@@ -84,7 +92,8 @@ def main(config: Config) -> int:
     """Serve the page until interrupted; returns the exit status."""
     try:
         page = build(Predictor(config.bundle or bundle.locate()))
-        page.launch(server_name=config.host, server_port=config.port, quiet=False, **_page_options())
+        print(f"the page: http://{config.host}:{config.port} (Ctrl+C ends it)", flush=True)
+        page.launch(server_name=config.host, server_port=config.port, quiet=True, **_page_options())
     except (ValueError, OSError) as error:  # a bad bundle or setting; a port in use
         print(f"error: {error}", file=sys.stderr)
         return 2

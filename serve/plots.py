@@ -27,13 +27,15 @@ CSS = """
 .tserve .answer img, #samples img { image-rendering: pixelated; }
 .tserve .answer img { width: 96px; height: 96px; object-fit: contain; border: 1px solid var(--border-color-primary); }
 .tserve .label { font-size: 34px; font-weight: 700; line-height: 1.1; overflow-wrap: anywhere; }
-.tserve .scroll { overflow: auto; max-height: 200px; }
-.tserve table { border-collapse: collapse; border: 0; width: 100%; margin: 0; font-variant-numeric: tabular-nums; }
+.tserve .scroll { overflow: auto; max-height: 210px; }
+.tserve table { border-collapse: collapse; border: 0; width: 100%; margin: 0; font-size: inherit;
+  font-variant-numeric: tabular-nums; }
 .tserve table tr, .tserve table thead { border: 0; background: none; }
 .tserve table th { font-weight: 500; text-align: left; font-size: 12px; color: var(--quiet); }
 .tserve table th, .tserve table td { padding: 3px 6px; border: 0; }
 .tserve .steps tbody tr { border-top: 1px solid var(--border-color-primary); }
-.tserve .heat td { text-align: center; border: 2px solid var(--background-fill-primary); min-width: 44px; }
+.tserve .heat tbody td { text-align: center; border: 1px solid var(--background-fill-primary); min-width: 34px;
+  font-size: 12px; padding: 2px; }
 .tserve .heat th { white-space: nowrap; }
 .tserve .heat thead th + th { text-align: center; }
 .tserve svg { width: 100%; height: auto; display: block; }
@@ -175,10 +177,10 @@ def heat_card(spike_rates: dict[str, list[float]]) -> str:
         f'<tr><th scope="row">{escape(layer)}</th>{"".join(_cell(rate, most) for rate in rates)}</tr>'
         for layer, rates in spike_rates.items()
     )
-    head = "".join(f'<th scope="col">step {t}</th>' for t in range(1, steps + 1))
+    head = "".join(f'<th scope="col">{t}</th>' for t in range(1, steps + 1))
     return (
         '<div class="card"><h3>Spike rates</h3><div class="scroll">'
-        f'<table class="heat" id="spike-rates"><thead><tr><th>layer</th>{head}</tr></thead>'
+        f'<table class="heat" id="spike-rates"><thead><tr><th>layer, step</th>{head}</tr></thead>'
         f"<tbody>{rows}</tbody></table>"
         '</div><p class="quiet">Share of the neurons of a layer that spike at a step, in percent.</p></div>'
     )
@@ -213,7 +215,8 @@ def ratio(snn_J: float, ann_J: float) -> str:
     times = max(snn_J, ann_J) / min(snn_J, ann_J)
     if times < 1.005:
         return "The SNN needs as much energy as the ANN for this image."
-    return f"The SNN needs {times:.3g} times {'less' if snn_J < ann_J else 'MORE'} energy than the ANN for this image."
+    words = f"{times:,.0f}" if times >= 100 else f"{times:.3g}"
+    return f"The SNN needs {words} times {'less' if snn_J < ann_J else 'MORE'} energy than the ANN for this image."
 
 
 def percent(share: float) -> str:
@@ -231,5 +234,5 @@ def si(value: float, unit: str) -> str:
 
 def _cell(rate: float, most: float) -> str:
     share = rate / most
-    ink = "color:#fff;" if share > 0.55 else ""
+    ink = "color:#fff;" if share > 0.85 else ""  # where white stands out better than black
     return f'<td style="{ink}background:rgba(0,114,178,{share:.3f})">{100 * rate:.1f}</td>'

@@ -12,7 +12,7 @@ import fastapi
 
 from serve import bundle, demo, intake
 from serve.gate import Gate
-from serve.predictor import Predictor
+from serve.predictor import Predictor, threads
 from serve.schema import Classification, Served
 
 
@@ -26,7 +26,7 @@ def model(request: fastapi.Request) -> Served:
     return Served(**predictor.about.model_dump(), provider=predictor.provider)
 
 
-@bentoml.service(workers=1, traffic={"timeout": 60})
+@bentoml.service(name="tserve", workers=1, traffic={"timeout": 60})
 @bentoml.asgi_app(web, path="/")
 class TSERve:
     """Classify images with a spiking neural network and see what it did, one time step at a time."""
@@ -58,7 +58,7 @@ class TSERve:
 
 
 def refuse_early() -> None:
-    """End `bentoml serve` with one message and status 2 if the bundle cannot be served.
+    """End `bentoml serve` with one message and status 2 if what it was given cannot be served.
 
     The command imports this module before it starts workers; a worker that fails leaves two traces and a server that
     waits for ever. Other commands (`bentoml build`) and other importers need no bundle.
@@ -68,7 +68,8 @@ def refuse_early() -> None:
         return
     try:
         bundle.read(bundle.locate())
-    except bundle.BundleError as error:
+        threads()
+    except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 

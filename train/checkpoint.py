@@ -37,9 +37,7 @@ class Preprocess:
         """Images [..., C, H, W], uint8 or float in [0, 1], to normalised floats (float32 unless given as float64)."""
         if images.dtype == torch.uint8:
             images = images.float() / 255
-        column = {"dtype": images.dtype, "device": images.device}
-        mean = torch.tensor(self.mean, **column)[:, None, None]
-        std = torch.tensor(self.std, **column)[:, None, None]
+        mean, std = (images.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
         return (images - mean) / std
 
 

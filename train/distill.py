@@ -59,7 +59,8 @@ def main(config: DistillConfig) -> Result:
         student = Outputs(logits=network(run.preprocess(images)))
         return config.method.loss(student, taught, target)
 
-    path, metrics = run.train(step, "student.pt")
+    taught = {"teacher_accuracy": teacher.metrics.get("accuracy"), "teacher_sha256": teacher.sha256} if teacher else {}
+    path, metrics = run.train(step, "student.pt", extra=taught)
     record.point_latest(run.out)
     return Result(
         path=path,
@@ -127,11 +128,7 @@ def command(argv: list[str]) -> None:
     if result.teacher_accuracy is not None:
         print(f"teacher: {result.teacher_accuracy:.2%} on the test split")
     print(f"student: {result.accuracy:.2%} on the test split   {steps}")
-    print(
-        f"written: {result.path} (also runs/latest)"
-        if result.path.parent.parent.name == "runs"
-        else f"written: {result.path}"
-    )
+    print(f"written: {result.path}  (runs/latest points to its folder)")
     print(f"next:    python -m train.evaluate {result.path}")
     print(f"         python -m export.bundle {result.path}")
 

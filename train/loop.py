@@ -19,7 +19,7 @@ from train.metrics import run_split, summary
 from train.record import atomic, write_jsonl
 
 
-PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+PRECISIONS: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 STATE_FORMAT = 1
 
 # One step's named loss terms and "total", from the (wrapped) network, augmented uint8 images [B, C, H, W], target [B].
@@ -60,7 +60,8 @@ def fit(
     for epoch in range(len(history), epochs):
         # Order and augmentation are a function of (seed, epoch), so a resumed epoch is the one that was lost.
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
-        began, sums = time.perf_counter(), {}
+        began = time.perf_counter()
+        sums: dict[str, Tensor] = {}
         stream = batches(dataset.train, batch_size, generator=generator, drop_last=True)
         bar = tqdm(stream, total=steps, desc=f"{title} {epoch + 1}/{epochs}", leave=False, disable=None)
         model.train()
@@ -73,9 +74,10 @@ def fit(
             fabric.backward(terms["total"])
             optimizer.step()
             for name, value in terms.items():
-                sums[name] = sums.get(name, 0) + value.detach()
-        record = {"epoch": epoch + 1, "loss": {name: float(value) / steps for name, value in sums.items()}}
-        if bad := [name for name, value in record["loss"].items() if not math.isfinite(value)]:
+                sums[name] = sums[name] + value.detach() if name in sums else value.detach()
+        losses = {name: float(value) / steps for name, value in sums.items()}
+        record: dict[str, Any] = {"epoch": epoch + 1, "loss": losses}
+        if bad := [name for name, value in losses.items() if not math.isfinite(value)]:
             raise ValueError(
                 f"{title}: the loss stopped being finite in epoch {epoch + 1}, term {bad[0]}; "
                 f"try a smaller --optim.lr (now {config.optim.lr}). The state of epoch {epoch} is kept"

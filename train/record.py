@@ -71,7 +71,9 @@ def git_state() -> dict[str, Any] | None:
     return {"commit": commit.stdout.strip(), "dirty": bool(status.stdout.strip())}
 
 
-def circumstances(*, config: Mapping[str, Any], seed: int, dataset_md5: Mapping[str, str], device: str) -> dict[str, Any]:
+def circumstances(
+    *, config: Mapping[str, Any], seed: int, dataset_md5: Mapping[str, str], device: str
+) -> dict[str, Any]:
     """What run.json and a checkpoint's provenance say about how they came to be."""
     return {
         "config": dict(config),

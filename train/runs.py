@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -52,10 +53,12 @@ class Run:
         settings["data"] = {k: v for k, v in settings["data"].items() if k not in ("root", "download")}
         return {"settings": settings, "dataset_md5": dict(self.dataset.md5)}
 
-    def train(self, step: loop.Step, file_name: str) -> tuple[Path, dict[str, Any]]:
+    def train(
+        self, step: loop.Step, file_name: str, *, extra: Mapping[str, Any] | None = None
+    ) -> tuple[Path, dict[str, Any]]:
         """Build, train, measure on the test split once, and write checkpoint and run.json.
 
-        Returns the checkpoint's path and its metrics.
+        Returns the checkpoint's path and its metrics, `extra` ones among them.
         """
         self.out.mkdir(parents=True, exist_ok=True)
         began = time.time()
@@ -72,7 +75,7 @@ class Run:
             title=self.title,
         )
         device = next(network.parameters()).device
-        metrics = summary(run_split(network, self.dataset.test, self.preprocess, device=device))
+        metrics = {**summary(run_split(network, self.dataset.test, self.preprocess, device=device)), **(extra or {})}
         provenance = record.circumstances(
             config=cli.to_dict(self.config),
             seed=self.config.seed,

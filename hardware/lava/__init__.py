@@ -23,7 +23,7 @@ VENV_PYTHON = Path(__file__).parents[2] / ".venv-lava" / "bin" / "python"
 IMPORT_FAILED = 3
 """Exit status of simulate.py where Lava cannot be imported."""
 
-LOG_LINES = 12
+LOG_LINES = 40
 """Of Lava's output, in a LavaFailed."""
 
 
@@ -58,7 +58,7 @@ def run(
 
     Samples are streamed back to back through the pipelined layers, one reset window each; an image is sent once if the
     first layer holds it (its iDecay is 0), else at each of the T steps. `record` says whose spikes are kept.
-    `stock_conv` keeps Lava's own convolution instead of an exact one on BLAS (the same bits, much slower).
+    `stock_conv` keeps Lava's own convolution instead of an exact one on BLAS (the same bits; minutes for wide layers).
 
     Raises NetxError for a file that does not fit the chip or images that do not fit it, LavaMissing, LavaFailed.
     """
@@ -81,7 +81,7 @@ def run(
             "stock_conv": stock_conv,
         }
         (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
-        command = [str(python()), "-I", str(SIMULATE), str(folder / "job.json")]
+        command = [str(python()), "-I", "-u", str(SIMULATE), str(folder / "job.json")]
         _call(command, log=folder / "log.txt", timeout_s=timeout_s)
         recorded = net.spiking if record == "all" else net.spiking[-1:]
         first = len(net.spiking) - len(recorded)

@@ -30,7 +30,7 @@ class Config:
     out: Path | None = None
     """.npz to write: `spikes/NAME` uint8 [T, B, ...] for every layer, `v_out` int64, the last layer's membrane."""
     stock_conv: bool = False
-    """Use Lava's own convolution: the same bits, much slower."""
+    """Use Lava's own convolution: the same bits; minutes for wide layers."""
     timeout_s: float = 600.0
     """Seconds after which the simulation is ended."""
 
@@ -94,6 +94,9 @@ def cli(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -8,7 +8,9 @@ Exit status 3: Lava cannot be imported here.
 
 import dataclasses
 import functools
+import importlib
 import json
+import logging
 import sys
 import types
 from collections.abc import Sequence
@@ -29,7 +31,7 @@ def prepare_import() -> None:
     original = dataclasses.dataclass
     dataclasses.dataclass = functools.partial(original, unsafe_hash=True)
     try:
-        import lava.magma.compiler.var_model
+        importlib.import_module("lava.magma.compiler.var_model")
     finally:
         dataclasses.dataclass = original
     torch = types.ModuleType("torch")
@@ -154,6 +156,7 @@ def main(job: dict[str, Any]) -> None:
     # The source fires in time step 1 and each synapse takes one, so layer k (from 0) sees the first frame in time step
     # 2 + k. reset_offset=1 zeroes it at the start of just that step, and again every `window` steps.
     net = hdf5.Network(job["net"], input_message_bits=8, reset_interval=window, reset_offset=1)
+    net._log_config.level = logging.INFO  # at which Lava tells what failed in a layer's process
     depth = len(net.layers)
     for k, layer in enumerate(net.layers):
         if job["record"] == "output" and k < depth - 1:
@@ -179,4 +182,5 @@ def main(job: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     main(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from small_graphs import Maker, dyadic_images, every_node
 from spikingjelly.activation_based import functional, layer, neuron
@@ -27,8 +27,7 @@ def synapse(counts: Counts, name: str) -> SynapseCounts:
     padding=st.integers(0, 3),
 )
 def test_fan_map_counts_the_windows_that_cover_each_pixel(size: int, kernel: int, stride: int, padding: int) -> None:
-    if size + 2 * padding < kernel:
-        return
+    assume(size + 2 * padding >= kernel)
     m = Maker(rng=np.random.default_rng(0), lif={})
     m.image(1, size, 5)
     m.conv("conv", 1, kernel=(kernel, 2), stride=(stride, 1), padding=(padding, 1))

@@ -57,7 +57,10 @@ FACT = 'value = 1.0\nunit = "J"\nsource = "someone"\nstatus = "published"\n'
         ('title = "t"\nenergy = 3', "chip x: energy: a bare 3"),
         ('title = "t"\n[energy.add]\nvalue = 1', "chip x: energy.add: missing source, missing status, missing unit"),
         (f'title = "t"\n[energy.add]\n{FACT}note = "n"', "chip x: energy.add: unknown note"),
-        (f'title = "t"\n[energy.add]\n{FACT}'.replace("published", "guessed"), "chip x: energy.add: status is 'guessed'"),
+        (
+            f'title = "t"\n[energy.add]\n{FACT}'.replace("published", "guessed"),
+            "chip x: energy.add: status is 'guessed'",
+        ),
         (f'title = "t"\n[energy.add]\n{FACT}'.replace("1.0", '"1"'), "chip x: energy.add: value is '1'"),
         (f'title = "t"\n[energy.add]\n{FACT}'.replace("someone", " "), "chip x: energy.add: source is ' '"),
     ],

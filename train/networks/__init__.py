@@ -1,9 +1,9 @@
 """The networks by name; one definition each is a teacher (ReLU) or a student (LIF)."""
 
 from collections.abc import Callable
-from difflib import get_close_matches
 
 from train.config import NetConfig
+from train.errors import unknown
 from train.networks.network import Network, firing_rates, lif_layers
 from train.networks.resnet import BLOCKS, resnet
 from train.networks.vgg import PLANS, vgg
@@ -23,7 +23,5 @@ def build(config: NetConfig) -> Network:
     Raises ValueError for an unknown name (with the nearest ones) or images too small for the network.
     """
     if config.name not in NETWORKS:
-        near = get_close_matches(config.name, NETWORKS, n=3, cutoff=0.4)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise ValueError(f"unknown network {config.name!r}{hint} Networks: {', '.join(NETWORKS)}")
+        raise unknown("network", config.name, NETWORKS)
     return NETWORKS[config.name](config)

@@ -1,0 +1,119 @@
+"""The model card and the summary table: words and numbers drawn from the JSON that the commands wrote."""
+
+from typing import Any
+
+from export.energy import joules
+from train.checkpoint import Checkpoint
+
+
+def percent(share: float | None) -> str:
+    """0.9812 -> 98.12 %."""
+    return "-" if share is None else f"{100 * share:.2f} %"
+
+
+def summary_rows(
+    about: dict[str, Any], evaluation: dict[str, Any], energy: dict[str, Any], verification: dict[str, Any]
+) -> list[tuple[str, str]]:
+    """What a person wants to know first, as (what, value)."""
+    per_image, ann = energy["per_image"], energy["per_image"]["ann"]
+    rows = [
+        ("model", f"{about['name']}, {len(about['labels'])} classes, T={about['T']}"),
+        ("test images", f"{evaluation['images']} of {evaluation['dataset']}"),
+        ("accuracy of the teacher", percent(about["metrics"]["teacher_accuracy"])),
+        ("accuracy of the student", percent(evaluation["accuracy"])),
+        ("  steps 1 to t, t = 1..T", "  ".join(percent(a) for a in evaluation["accuracy_by_T"])),
+        ("  step t alone", "  ".join(percent(a) for a in evaluation["accuracy_by_step"])),
+        ("firing rate", f"{evaluation['firing_rate']:.4f} spikes per neuron and step"),
+        (
+            "energy of an image",
+            f"{joules(per_image['energy_J'])} ({per_image['sops']:,.0f} SOPs, {per_image['macs']:,.0f} MACs)",
+        ),
+        ("energy of the ANN", f"{joules(ann['energy_J'])} ({ann['macs']:,} MACs), ratio {per_image['ratio']:.3f}"),
+        ("  convention", f"{energy['convention']['name']}, prices of {energy['chip']}, no memory access"),
+    ]
+    for key in ("onnx", "onnx_evaluator"):
+        rows.append(verdict_row("ONNX", verification[key]))
+    netx = verification["netx"]
+    if "unsupported" in netx:
+        rows.append(("Loihi (netx)", f"not expressible: {netx['unsupported']}"))
+        return rows
+    if netx["verify"] is None:
+        rows.append(("Loihi (netx)", "written, not verified (--verify none)"))
+    else:
+        rows.append(verdict_row("Loihi (netx)", netx["verify"]))
+    accuracy = netx["accuracy"]
+    both = f"{percent(accuracy['integer'])} (float {percent(accuracy['float'])})"
+    rows.append(("  accuracy as integers", f"{both}, {accuracy['images']} images"))
+    return rows
+
+
+def verdict_row(name: str, verdict: dict[str, Any]) -> tuple[str, str]:
+    """One verification as a row."""
+    return (
+        name,
+        f"{'ok' if verdict['ok'] else 'FAILED'} in {verdict['engine']}: {verdict['flips']} of {verdict['spikes']:,} "
+        f"spikes differ, answers agree on {percent(verdict['argmax_agreement'])} of {verdict['images']} images",
+    )
+
+
+def summary_table(
+    about: dict[str, Any], evaluation: dict[str, Any], energy: dict[str, Any], verification: dict[str, Any]
+) -> str:
+    """The rows as lines of text."""
+    rows = summary_rows(about, evaluation, energy, verification)
+    width = max(len(what) for what, _ in rows)
+    return "\n".join(f"{what:<{width}}  {value}" for what, value in rows)
+
+
+def card(
+    checkpoint: Checkpoint,
+    about: dict[str, Any],
+    evaluation: dict[str, Any],
+    energy: dict[str, Any],
+    verification: dict[str, Any],
+) -> str:
+    """The model card in Markdown."""
+    origin = checkpoint.provenance
+    rows = summary_rows(about, evaluation, energy, verification)
+    method = {key: value for key, value in origin["config"]["method"].items() if key != "name"}
+    settings = ", ".join(f"{key} = {value}" for key, value in method.items())
+    git = origin.get("git") or {}
+    layers = "\n".join(
+        f"| {layer['name']} | {layer['input']} | {layer['sops']:,.0f} | {layer['macs']:,.0f} | "
+        f"{joules(layer['energy_J'])} | {joules(layer['ann_energy_J'])} |"
+        for layer in energy["layers"]
+    )
+    return f"""# {about["name"]}
+
+A spiking neural network that classifies {evaluation["dataset"]} images of {about["input"]["channels"]} x \
+{about["input"]["height"]} x {about["input"]["width"]} pixels in {about["T"]} time steps.
+Every number below was written by TSERve from a measurement; none was typed by hand.
+
+| | |
+|---|---|
+{chr(10).join(f"| {what.strip()} | {value} |" for what, value in rows)}
+
+## Intended use and limits
+
+The student knows {len(about["labels"])} classes ({", ".join(about["labels"][:12])}\
+{", ..." if len(about["labels"]) > 12 else ""}) and answers one of them for any image. It was trained on \
+{evaluation["dataset"]} alone and its accuracy holds for such images.
+
+## How it was made
+
+Method `{origin["config"]["method"]["name"]}` ({settings or "no hyper-parameters"}), network `{checkpoint.net.name}`, \
+LIF with tau = {checkpoint.net.tau}, v_threshold = {checkpoint.net.v_threshold}, hard reset to \
+{checkpoint.net.v_reset}, decay_input = {checkpoint.net.decay_input}; seed {origin["seed"]}, on {origin["device"]}.
+Code: commit {git.get("commit", "unknown")}{" with local changes" if git.get("dirty") else ""}; \
+{", ".join(f"{name} {version}" for name, version in origin["versions"].items())}.
+
+## Energy
+
+{energy["verdict"]}
+
+{energy["convention"]["rules"]}
+
+| layer | input | SOPs | MACs | energy | ANN |
+|---|---|---|---|---|---|
+{layers}
+"""

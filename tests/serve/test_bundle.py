@@ -1,0 +1,89 @@
+"""A bundle is read only if it is whole and understood; every refusal names the file and the way out."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from serve.bundle import BundleError, locate, read
+
+
+Change = Callable[[dict], object]
+
+
+def rewrite(folder: Path, change: Change) -> None:
+    """Change bundle.json in place."""
+    fields = json.loads((folder / "bundle.json").read_text())
+    change(fields)
+    (folder / "bundle.json").write_text(json.dumps(fields))
+
+
+def test_a_whole_bundle_is_read(bundle_dir: Path) -> None:
+    bundle = read(bundle_dir)
+    assert bundle.about.input.shape == (1, 8, 8)
+    assert bundle.model_file.is_file()
+    assert bundle.sample_file(3) == bundle_dir / "samples" / "003.png"
+
+
+def test_a_missing_bundle_names_the_folder_and_the_commands(tmp_path: Path) -> None:
+    with pytest.raises(BundleError) as refused:
+        read(tmp_path / "none")
+    for part in (str(tmp_path / "none"), "python -m export.bundle CKPT", "make demo", "TSERVE_BUNDLE"):
+        assert part in str(refused.value)
+
+
+def test_the_environment_names_the_bundle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TSERVE_BUNDLE", "elsewhere")
+    assert locate() == Path("elsewhere")
+    monkeypatch.delenv("TSERVE_BUNDLE")
+    assert locate() == Path("runs/latest/bundle")
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "samples/001.png"])
+def test_one_changed_byte_is_found(own_bundle: Path, name: str) -> None:
+    data = bytearray((own_bundle / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (own_bundle / name).write_bytes(data)
+    with pytest.raises(BundleError, match=rf"{name}: not the file .* SHA-256"):
+        read(own_bundle)
+
+
+def test_a_missing_file_is_named(own_bundle: Path) -> None:
+    (own_bundle / "samples" / "000.png").unlink()
+    with pytest.raises(BundleError, match=r"samples/000\.png: listed in bundle.json, but No such file"):
+        read(own_bundle)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '"bundle"', "\ud800".encode("utf-16", "surrogatepass")])
+def test_what_is_no_description_is_refused(own_bundle: Path, text: str | bytes) -> None:
+    (own_bundle / "bundle.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(BundleError, match=r"bundle\.json: "):
+        read(own_bundle)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda b: b.update(format=2), "bundle format 2, this server reads 1"),
+        (lambda b: b.pop("labels"), "labels: Field required"),
+        (lambda b: b.update(T=0), "T: Input should be greater than 0"),
+        (lambda b: b["input"].update(channels=2), r"input\.channels: Input should be 1 or 3"),
+        (lambda b: b["model"].update(form="step"), r"model\.form: Input should be 'unrolled'"),
+        (lambda b: b["synapses"][1].update(kind="xor"), r"synapses\.1\.kind"),
+        (lambda b: b["energy"].update(ac_J=float("nan")), r"energy\.ac_J: Input should be a finite number"),
+        (lambda b: b["model"].update(file="other.onnx"), r"other\.onnx: used, but not listed"),
+        (lambda b: b["samples"].append({"file": "x.png", "label": "ring"}), r"x\.png: used, but not listed"),
+        (lambda b: b["files"].update({"../x": b["files"]["model.onnx"]}), r"\.\./x: file names must stay inside"),
+        (lambda b: b["files"].update({"/etc/x": b["files"]["model.onnx"]}), "/etc/x: file names must stay inside"),
+    ],
+)
+def test_a_wrong_field_is_named(own_bundle: Path, change: Change, said: str) -> None:
+    rewrite(own_bundle, change)
+    with pytest.raises(BundleError, match=said):
+        read(own_bundle)
+
+
+def test_keys_of_later_versions_are_ignored(own_bundle: Path) -> None:
+    rewrite(own_bundle, lambda b: b.update(colour="blue"))
+    assert read(own_bundle).about.T == 3

@@ -1,0 +1,207 @@
+"""The service as users meet it: a `bentoml serve` process and HTTP."""
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import bentoml
+import httpx
+import numpy as np
+import onnxruntime as ort
+import pytest
+from PIL import Image
+from serving_process import ROOT, free_port
+from synthetic import LABELS, draw, png
+
+from serve.schema import Classification
+
+
+GOOD = {"image": ("picture.png", png(draw(1)), "image/png")}
+
+
+@pytest.fixture(scope="module")
+def client(server: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server, timeout=30) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def session(bundle_dir: Path) -> ort.InferenceSession:
+    return ort.InferenceSession(bundle_dir / "model.onnx", providers=["CPUExecutionProvider"])
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    return np.exp(logits.astype(float)) / np.exp(logits.astype(float)).sum(-1, keepdims=True)
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_classify_says_what_onnxruntime_says(client: httpx.Client, session: ort.InferenceSession, index: int) -> None:
+    pixels = draw(index)
+    answer = client.post("/classify", files={"image": ("x.png", png(pixels), "image/png")}).json()
+    image = pixels[None, None].astype(np.float32) / np.float32(255)
+    logits, rates = (output[:, 0] for output in session.run(["logits", "spike_rates"], {"image": image}))
+    probs = softmax(logits.mean(axis=0))
+    assert answer["label"] == LABELS[probs.argmax()]
+    assert answer["probability"] == pytest.approx(probs.max(), abs=1e-6)
+    assert {g["label"]: g["probability"] for g in answer["top_k"]} == pytest.approx(
+        dict(zip(LABELS, probs, strict=True)), abs=1e-6
+    )
+    for t, row in enumerate(answer["per_timestep"]):
+        alone, running = softmax(logits[t]), softmax(logits[: t + 1].mean(axis=0))
+        assert row["t"] == t + 1
+        assert row["step"] == {"label": LABELS[alone.argmax()], "probability": pytest.approx(alone.max(), abs=1e-6)}
+        assert row["running"]["probability"] == pytest.approx(running.max(), abs=1e-6)
+    assert answer["spike_rates"] == {
+        "features.0.lif": pytest.approx(rates[:, 0].tolist()),
+        "features.1.lif": pytest.approx(rates[:, 1].tolist()),
+    }
+    assert answer["energy_J"] == pytest.approx(answer["sops"] * 9e-13 + answer["macs"] * 4.6e-12)
+    assert answer["steps_used"] == 3
+    assert answer["model"] == "shapes-synthetic-T3"
+    assert answer["latency_s"] > 0
+
+
+@pytest.mark.parametrize("wrap", [lambda array: array, lambda array: {"images": array}], ids=["array", "object"])
+def test_classify_batch_gives_each_image_its_single_answer(client: httpx.Client, wrap: object) -> None:
+    array = [[(draw(i) / 255).tolist()] for i in range(3)]
+    answers = client.post("/classify_batch", json=wrap(array)).json()
+    for i, answer in enumerate(answers):
+        single = client.post("/classify", files={"image": ("x.png", png(draw(i)), "image/png")}).json()
+        del answer["latency_s"], single["latency_s"]
+        assert answer == single
+    assert len({answer["energy_J"] for answer in answers}) == 3
+
+
+def test_model_describes_the_bundle(client: httpx.Client) -> None:
+    about = client.get("/model").json()
+    assert about["labels"] == list(LABELS)
+    assert about["T"] == 3
+    assert about["input"] == {"channels": 1, "height": 8, "width": 8}
+    assert about["provider"] in ("CPUExecutionProvider", "CUDAExecutionProvider")
+    assert "files" not in about
+
+
+def test_bentomls_own_client_works(server: str, tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(png(draw(1)))
+    with bentoml.SyncHTTPClient(server) as client:
+        answer = Classification.model_validate(client.classify(image=tmp_path / "x.png"))
+        assert len(client.classify_batch(images=[[(draw(1) / 255).tolist()]])) == 1
+    assert answer.label in LABELS
+
+
+def test_the_api_document_lists_the_endpoints(client: httpx.Client) -> None:
+    paths = client.get("/docs.json").json()["paths"]
+    assert {"/classify", "/classify_batch", "/model", "/metrics", "/readyz"} <= paths.keys()
+    form = paths["/classify"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
+    assert "image" in json.dumps(form)
+
+
+def test_requests_are_counted(client: httpx.Client) -> None:
+    client.post("/classify", files=GOOD)
+    assert 'endpoint="/classify",http_response_code="200"' in client.get("/metrics").text
+
+
+def text(content: bytes | Iterator[bytes]) -> dict:
+    return {"url": "/classify_batch", "content": content, "headers": {"content-type": "application/json"}}
+
+
+def images(array: object) -> dict:
+    return text(json.dumps(array).encode())
+
+
+def picture(data: bytes, field: str = "image") -> dict:
+    return {"url": "/classify", "files": {field: ("picture.png", data, "image/png")}}
+
+
+def large_png() -> bytes:
+    file = io.BytesIO()
+    Image.new("1", (4001, 4000)).save(file, "PNG")
+    return file.getvalue()
+
+
+BAD = {
+    "text for an image": (400, "bad_image", picture(b"hello")),
+    "an empty file": (400, "bad_image", picture(b"")),
+    "a cut image": (400, "bad_image", picture(png(draw(0))[:50])),
+    "16 megapixels and a row": (400, "bad_image", picture(large_png())),
+    "another field": (400, "missing_field", picture(png(draw(0)), "img")),
+    "a binary field of another name": (400, "missing_field", {"url": "/classify", "files": {"x": b"\xff\xfe"}}),
+    "a form without a file": (415, "wrong_content_type", {"url": "/classify", "data": {"image": "x"}}),
+    "a URL for a file": (400, "not_a_file", {"url": "/classify", "files": {"image": (None, "http://127.0.0.1:1/x")}}),
+    "two images": (400, "too_many_images", {"url": "/classify", "files": [("image", b"1"), ("image", b"2")]}),
+    "an empty body": (415, "wrong_content_type", {"url": "/classify"}),
+    "a raw image": (
+        415,
+        "wrong_content_type",
+        {"url": "/classify", "content": png(draw(0)), "headers": {"content-type": "image/png"}},
+    ),
+    "a form without a boundary": (
+        400,
+        "bad_multipart",
+        {"url": "/classify", "content": b"--x", "headers": {"content-type": "multipart/form-data"}},
+    ),
+    "a broken form": (
+        400,
+        "bad_multipart",
+        {"url": "/classify", "content": b"hello", "headers": {"content-type": "multipart/form-data; boundary=x"}},
+    ),
+    "no JSON": (400, "bad_json", text(b"{")),
+    "an empty JSON body": (400, "bad_json", text(b"")),
+    "bytes that are no text": (400, "bad_json", text(b"\xff\xfe\xff")),
+    "NaN": (400, "bad_json", images([[[[float("nan")] * 8] * 8]])),
+    "a number beyond floats": (
+        400,
+        "bad_array",
+        text(json.dumps([[[[0.5] * 8] * 8]]).replace("0.5", "1e999", 1).encode()),
+    ),
+    "a deep nest": (400, "bad_json", text(b"[" * 100_000)),
+    "a nest of 100 axes": (400, "bad_array", text(b"[" * 100 + b"1" + b"]" * 100)),
+    "a wrong shape": (400, "bad_array", images([[[0.5] * 8] * 8])),
+    "no images": (400, "bad_array", images([])),
+    "a ragged list": (400, "bad_array", images([[[[0.5] * 8] * 7 + [[0.5] * 7]]])),
+    "words": (400, "bad_array", images([[[["0.5"] * 8] * 8]])),
+    "null": (400, "bad_array", images(None)),
+    "values over 1": (400, "bad_array", images([[[[255] * 8] * 8]])),
+    "another key": (400, "missing_field", images({"pixels": []})),
+    "too many images": (400, "too_many_images", images([[[[0] * 8] * 8]] * 257)),
+    "JSON as a form": (415, "wrong_content_type", {"url": "/classify_batch", "files": {"images": b"[]"}}),
+    "a pickle": (
+        415,
+        "unsupported_media_type",
+        {"url": "/classify", "content": b"\x80", "headers": {"content-type": "application/vnd.bentoml+pickle"}},
+    ),
+    "11 MB": (413, "body_too_large", picture(bytes(11 << 20))),
+    "11 MB in chunks": (413, "body_too_large", text(bytes(1 << 20) for _ in range(11))),
+    "11 MB to the page": (413, "body_too_large", {**picture(bytes(11 << 20)), "url": "/ui/gradio_api/upload"}),
+    "no such path": (404, "not_found", {"url": "/classifier"}),
+    "POST where GET is meant": (405, "method_not_allowed", {"url": "/model"}),
+}
+
+
+@pytest.mark.parametrize(("status", "code", "request_"), BAD.values(), ids=BAD.keys())
+def test_bad_input_is_answered_and_the_server_goes_on(
+    client: httpx.Client, status: int, code: str, request_: dict
+) -> None:
+    response = client.post(**request_)
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/json"
+    error = response.json()["error"]
+    assert error["code"] == code
+    assert error["message"]
+    assert error["hint"]
+    assert client.post("/classify", files=GOOD).status_code == 200
+
+
+def test_a_missing_bundle_ends_the_command_with_one_message(serve_env: dict[str, str], tmp_path: Path) -> None:
+    missing = str(tmp_path / "none")
+    command = [sys.executable, "-m", "bentoml", "serve", "--host", "127.0.0.1", "--port", str(free_port())]
+    ended = subprocess.run(
+        command, cwd=ROOT, env=serve_env | {"TSERVE_BUNDLE": missing}, capture_output=True, text=True, timeout=60
+    )
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(f"error: {missing}: no bundle here")
+    assert "python -m export.bundle CKPT" in ended.stderr
+    assert "Traceback" not in ended.stdout + ended.stderr
