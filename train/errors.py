@@ -1,5 +1,6 @@
 """How a command ends: errors of its user as one line and exit status 2, and names that were nearly right."""
 
+import logging
 import os
 import sys
 import traceback
@@ -22,6 +23,8 @@ def exit_status(command: Callable[[], int | None]) -> int:
     installed); they are printed on stderr as `error: ...`. With the environment variable TSERVE_TRACEBACK set their
     traceback comes first. Any other exception is a defect of ours and passes through.
     """
+    # torch warns twice at import where Triton is not installed, which says nothing to a user without a GPU.
+    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
     try:
         status = command()
     except KeyboardInterrupt:

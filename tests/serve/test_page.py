@@ -20,8 +20,14 @@ def page(request: pytest.FixtureRequest, browser: Any) -> Any:
     url = request.getfixturevalue("page_alone" if alone else "server") + ("/" if alone else "/ui/")
     browser.get_log("performance")
     browser.get(url)
-    wait(browser, lambda: find(browser, "#label"))
+    wait(browser, lambda: is_loaded(browser))
     return browser
+
+
+def is_loaded(page: Any) -> bool:
+    """Whether the parts that the tests use are there; Gradio brings them one after the other."""
+    parts = ("#label", "#samples button.thumbnail-item", "#upload input[type=file]")
+    return all(find(page, part) for part in parts)
 
 
 def find(page: Any, selector: str) -> list[Any]:
@@ -78,7 +84,7 @@ def test_an_upload_is_classified_and_a_broken_one_refused(page: Any, bundle_dir:
     wait(page, lambda: find(page, "[role=alert]"))
     assert text(page, "[role=alert]").startswith("That file cannot be classified: the file is not an image; send")
     page.refresh()
-    wait(page, lambda: find(page, "#label"))
+    wait(page, lambda: is_loaded(page))
     predictor = Predictor(bundle_dir)
     (tmp_path / "good.png").write_bytes(png(draw(13)))
     prediction = predictor.predict(predictor.decode(tmp_path / "good.png")[None])[0]
