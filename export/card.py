@@ -1,9 +1,21 @@
-"""The model card and the summary table: words and numbers drawn from the JSON that the commands wrote."""
+"""The model card and the summary table: words and numbers drawn from the JSON that the commands wrote.
 
-from typing import Any
+`python -m export.card BUNDLE [--json FILE]` prints a bundle's summary as Markdown and can keep its figures in one file.
+"""
+
+import json
+import platform
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import Positional
 
 from export.energy import joules
+from train import cli
 from train.checkpoint import Checkpoint
+from train.record import write_json
 
 
 def percent(share: float | None) -> str:
@@ -65,6 +77,11 @@ def summary_table(
     return "\n".join(f"{what:<{width}}  {value}" for what, value in rows)
 
 
+def markdown_table(rows: list[tuple[str, str]]) -> str:
+    """The rows as a Markdown table."""
+    return "\n".join(["| | |", "|---|---|", *(f"| {what.strip()} | {value} |" for what, value in rows)])
+
+
 def card(
     checkpoint: Checkpoint,
     about: dict[str, Any],
@@ -89,9 +106,7 @@ A spiking neural network that classifies {evaluation["dataset"]} images of {abou
 {about["input"]["height"]} x {about["input"]["width"]} pixels in {about["T"]} time steps.
 Every number below was written by TSERve from a measurement; none was typed by hand.
 
-| | |
-|---|---|
-{chr(10).join(f"| {what.strip()} | {value} |" for what, value in rows)}
+{markdown_table(rows)}
 
 ## Intended use and limits
 
@@ -117,3 +132,42 @@ Code: commit {git.get("commit", "unknown")}{" with local changes" if git.get("di
 |---|---|---|---|---|---|
 {layers}
 """
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardConfig:
+    """Summarise a bundle."""
+
+    bundle: Annotated[Path, Positional]
+    """The folder that `python -m export.bundle` wrote."""
+    json: Path | None = None
+    """Keep the figures, without the lists of files and samples, in this file."""
+
+
+PARTS = ("bundle", "evaluate", "energy", "verify")
+
+
+def figures(bundle: Path) -> dict[str, Any]:
+    """All JSON files of a bundle as one. Raises ValueError where one is missing or damaged."""
+    found: dict[str, Any] = {"machine": f"{platform.machine()}, {platform.system()}"}
+    for part in PARTS:
+        try:
+            found[part] = json.loads((bundle / f"{part}.json").read_text())
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{bundle}: not a whole bundle, {part}.json cannot be read ({error})") from error
+    found["bundle"] = {key: value for key, value in found["bundle"].items() if key not in ("files", "samples")}
+    return found
+
+
+def command(argv: list[str]) -> None:
+    """Parse, print the table, and write the figures if asked."""
+    config = cli.parse(CardConfig, argv=argv, prog="python -m export.card", description=__doc__ or "")
+    found = figures(config.bundle)
+    print(markdown_table(summary_rows(*(found[part] for part in PARTS))))
+    if config.json:
+        write_json(config.json, found)
+        print(f"\nwritten: {config.json}")
+
+
+if __name__ == "__main__":
+    sys.exit(cli.exit_status(lambda: command(sys.argv[1:])))

@@ -66,9 +66,10 @@ class SynapseRecord(Record):
 
 
 class EnergyRecord(Record):
-    """Joules per operation of the named chip, and the counts that no image changes."""
+    """Joules per operation of the named chip, how operations are counted, and the counts that no image changes."""
 
     chip: str
+    convention: str | None = None
     ac_J: Joules
     mac_J: Joules
     static_macs: NonNegativeInt

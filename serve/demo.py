@@ -64,7 +64,7 @@ def build(predictor: Predictor) -> gr.Blocks:
                 gallery = gr.Gallery(
                     [(predictor.bundle.sample_file(i), sample.label) for i, sample in enumerate(samples)],
                     show_label=False,
-                    columns=4,
+                    columns=5,
                     object_fit="contain",
                     allow_preview=False,
                     selected_index=0 if samples else None,

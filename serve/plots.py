@@ -47,9 +47,10 @@ CSS = """
 .page-head b { font-size: 18px; margin-right: 8px; }
 .html-container { padding: 0 !important; }
 .page-step { font-size: 14px; font-weight: 600; }
-#samples .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)); gap: 6px; padding: 0; }
+#samples .grid-container { grid-template-columns: repeat(5, minmax(0, 1fr)); gap: 6px; padding: 0;
+  grid-template-rows: none; grid-auto-rows: max-content; }
 #samples .grid-wrap { max-height: 440px; }
-#samples .thumbnail-item { aspect-ratio: 4 / 5; }
+#samples .thumbnail-item { height: auto; aspect-ratio: 1 / 1.4; }
 #samples .thumbnail-item img { object-position: top; }
 #samples .caption-label { font-size: 11px; padding: 0 4px; }
 @media (max-width: 900px) { .tserve { grid-template-columns: 1fr; } }
@@ -197,10 +198,11 @@ def energy_card(answer: Classification, energy: EnergyRecord) -> str:
             ("ANN", answer.ann_energy_J, "var(--other)"),
         )
     )
+    basis = ", ".join(filter(None, (energy.chip, energy.convention)))
     counted = (
         f"SNN: {answer.sops:,} additions and {answer.macs:,} multiplications for this image; ANN: "
         f"{energy.ann_macs:,} multiplications. Estimated with {1e12 * energy.ac_J:.3g} pJ an addition and "
-        f"{1e12 * energy.mac_J:.3g} pJ a multiplication ({escape(energy.chip)}); memory traffic is not counted."
+        f"{1e12 * energy.mac_J:.3g} pJ a multiplication ({escape(basis)}); memory traffic is not counted."
     )
     return (
         f'<div class="card"><h3>Energy beside the ANN</h3><div id="energy">{bars}</div>'
