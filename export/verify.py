@@ -156,7 +156,7 @@ class VerifyConfig:
     data_root: Path | None = None
     """Where data sets live; default: the environment variable TSERVE_DATA, else where it was trained from."""
     out: Path | None = None
-    """The report to write; default: FILE.verify.json."""
+    """The report to write; default: verify.json beside the checkpoint."""
 
     def __post_init__(self) -> None:
         if self.samples is not None and self.samples < 1:
@@ -190,7 +190,7 @@ def main(config: VerifyConfig) -> Verdict:
 
         verdict = verify_netx(checkpoint, config.file, real.images, engine=engine)
     report = {**verdict.to_json(), "on": real.describe(), "checkpoint_sha256": checkpoint.sha256}
-    write_json(config.out or config.file.with_name(config.file.name + ".verify.json"), report)
+    write_json(config.out or config.checkpoint.parent / "verify.json", report)
     return verdict
 
 
@@ -207,7 +207,7 @@ def command(argv: list[str]) -> int:
     verdict = main(config)
     print(table(verdict))
     print(verdict)
-    print(f"\nwritten: {config.out or config.file.with_name(config.file.name + '.verify.json')}")
+    print(f"\nwritten: {config.out or config.checkpoint.parent / 'verify.json'}")
     return 0 if verdict.ok else 1
 
 

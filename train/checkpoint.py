@@ -84,7 +84,7 @@ class Checkpoint:
         """
         path = Path(path)
         if not path.is_file():
-            raise CheckpointError(f"{path}: no such file; `python -m train.distill` writes one")
+            raise CheckpointError(f"{path}: no such file; train.teacher and train.distill write checkpoints")
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # whatever a foreign file provokes in the reader

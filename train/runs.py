@@ -60,7 +60,6 @@ class Run:
 
         Returns the checkpoint's path and its metrics, `extra` ones among them.
         """
-        self.out.mkdir(parents=True, exist_ok=True)
         began = time.time()
         torch.manual_seed(self.config.seed)
         network = build(self.config.net)

@@ -1,12 +1,19 @@
 """`python -m train.teacher [RECIPE] [--data.name ..] [--net.name ..]`: train the ANN that students learn from."""
 
+from __future__ import annotations
+
 import dataclasses
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from train import cli
 from train.config import RECIPES, TeacherConfig
+
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +35,7 @@ def main(config: TeacherConfig) -> Result:
     out = config.out or Path("runs") / f"teacher-{config.data.name}-{net.name}-s{config.seed}"
     run = runs.Run(config=dataclasses.replace(config, net=net, out=out), dataset=dataset, title="teacher")
 
-    def step(network, images, target):  # type: ignore[no-untyped-def]
+    def step(network: nn.Module, images: Tensor, target: Tensor) -> dict[str, Tensor]:
         ce = cross_entropy(network(run.preprocess(images)), target)
         return {"ce": ce, "total": ce}
 
