@@ -37,7 +37,7 @@ page: setup  ## the Gradio page alone
 	$(RUN) -m serve.demo
 
 test: setup lava  ## all tests
-	$(RUN) -m pytest -n auto
+	$(RUN) -m pytest -n auto --dist loadfile
 
 check: setup  ## lint, format, types
 	$(VENV)/bin/ruff check .

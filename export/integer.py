@@ -8,9 +8,9 @@ spikes. Source of the arithmetic: Lava's fixed-point models (PyLifResetModelBitA
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from export import graph as g
-from export.reference import conv2d
 
 
 FRACTION_BITS = 6  # a membrane is kept in 2^-6 of a weight unit
@@ -67,11 +67,7 @@ def step(node: g.Node, x: np.ndarray, T: int) -> np.ndarray:
     """The integers [T or 1, B, *node.shape] of one node."""
     match node:
         case g.Conv():
-            dtype = exact_float(node.weight, x)
-            y = conv2d(
-                x.astype(dtype), node.weight.astype(dtype), stride=node.stride, padding=node.padding, groups=node.groups
-            )
-            return y.astype(np.int64) + node.bias[:, None, None]
+            return convolve(node, x) + node.bias[:, None, None]
         case g.Dense():
             dtype = exact_float(node.weight, x)
             return (x.astype(dtype) @ node.weight.astype(dtype).T).astype(np.int64) + node.bias
@@ -82,8 +78,23 @@ def step(node: g.Node, x: np.ndarray, T: int) -> np.ndarray:
     raise TypeError(f"{node.name}: the integer network has no {type(node).__name__}")
 
 
+def convolve(node: g.Conv, x: np.ndarray) -> np.ndarray:
+    """The convolution of integers x [L, B, C, H, W] without its bias, [L, B, *node.shape]."""
+    dtype = exact_float(node.weight, x)
+    # NNPACK, which torch takes where it has no oneDNN, multiplies by fractions (Winograd) and misses integers.
+    with torch.backends.nnpack.flags(enabled=False):
+        y = torch.conv2d(
+            torch.from_numpy(x.reshape(-1, *x.shape[2:]).astype(dtype)),
+            torch.from_numpy(node.weight.astype(dtype)),
+            stride=node.stride,
+            padding=node.padding,
+            groups=node.groups,
+        )
+    return y.numpy().reshape(*x.shape[:2], *node.shape).astype(np.int64)
+
+
 def exact_float(weight: np.ndarray, x: np.ndarray) -> type[np.floating]:
-    """The float type in which BLAS sums weight * x exactly: float32 below 2^24, else float64."""
+    """The float type in which torch and BLAS sum weight * x exactly: float32 below 2^24, else float64."""
     largest = int(np.abs(weight.reshape(len(weight), -1)).sum(1).max()) * int(np.abs(x).max(initial=0))
     return np.float32 if largest < EXACT_FLOAT32 else np.float64
 

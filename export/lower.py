@@ -56,7 +56,8 @@ class Tracer(fx.Tracer):
     """Stops at every module that is one node; walks through containers and blocks."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return bool(m._parameters) or isinstance(m, LEAVES)
+        holds_others = any(True for _ in m.children()) and not isinstance(m, neuron.BaseNode)  # a surrogate's child
+        return bool(m._parameters) or not holds_others
 
 
 def trace(module: nn.Module, prefix: str, source: g.Node) -> list[g.Node]:
@@ -73,7 +74,7 @@ def trace(module: nn.Module, prefix: str, source: g.Node) -> list[g.Node]:
         if item.op == "call_module":
             path = f"{prefix}.{item.target}"
             made = convert(module.get_submodule(str(item.target)), path, inputs)
-        elif item.op == "call_function" and item.target in (operator.add, torch.add):
+        elif item.op == "call_function" and item.target in (operator.add, torch.add) and not item.kwargs:
             made = add(f"{prefix}.{item.name}", inputs)
         else:
             raise UnsupportedLayer(f"{prefix}.{item.name}: the operation {item.target} has no Graph node")
@@ -103,7 +104,7 @@ def convert(module: nn.Module, path: str, inputs: list[g.Node]) -> g.Node:
             beta = array(module.bias) if module.affine else np.zeros(module.num_features)
             scale = gamma / np.sqrt(array(module.running_var) + module.eps)
             return BatchNorm(**base, shape=x.shape, scale=scale, shift=beta - array(module.running_mean) * scale)
-        case neuron.LIFNode():
+        case neuron.BaseNode():
             return lif(module, path, x)
         case nn.AvgPool2d() | nn.MaxPool2d():
             return pool(module, path, x)
@@ -116,12 +117,6 @@ def convert(module: nn.Module, path: str, inputs: list[g.Node]) -> g.Node:
         case Add():
             return add(path, inputs)
     raise UnsupportedLayer(f"{path}: {type(module).__name__} has no Graph node")
-
-
-LEAVES = (
-    *(nn.Identity, nn.Dropout, nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.AvgPool2d, nn.MaxPool2d),
-    *(nn.AdaptiveAvgPool2d, nn.Flatten, layer.Flatten, neuron.BaseNode, Add),
-)
 
 
 def conv(module: nn.Conv2d, path: str, x: g.Node) -> g.Conv:
@@ -143,8 +138,8 @@ def conv(module: nn.Conv2d, path: str, x: g.Node) -> g.Conv:
     )
 
 
-def lif(module: neuron.LIFNode, path: str, x: g.Node) -> g.LIF:
-    """A LIF layer with hard reset; subclasses may compute something else and are refused."""
+def lif(module: neuron.BaseNode, path: str, x: g.Node) -> g.LIF:
+    """A LIF layer with hard reset; other neurons, subclasses among them, compute something else and are refused."""
     if type(module) is not neuron.LIFNode:
         raise UnsupportedLayer(f"{path}: {type(module).__name__} has no Graph node; train with LIFNode")
     if module.v_reset is None:
@@ -166,8 +161,11 @@ def pool(module: nn.AvgPool2d | nn.MaxPool2d, path: str, x: g.Node) -> g.Node:
         tuple(int(v) for v in np.broadcast_to(np.asarray(value), 2))
         for value in (module.kernel_size, module.stride, module.padding)
     )
-    if stride != kernel or padding != (0, 0) or module.ceil_mode:
-        raise UnsupportedLayer(f"{path}: pooling needs stride = kernel, no padding, no ceil_mode")
+    plain = not module.ceil_mode and getattr(module, "divisor_override", None) is None
+    if stride != kernel or padding != (0, 0) or not plain or getattr(module, "dilation", 1) not in (1, (1, 1)):
+        raise UnsupportedLayer(
+            f"{path}: pooling needs stride = kernel, no padding, no dilation, no ceil_mode, no divisor_override"
+        )
     kind = g.AvgPool if isinstance(module, nn.AvgPool2d) else g.MaxPool
     shape = (x.shape[0], x.shape[1] // kernel[0], x.shape[2] // kernel[1])
     return kind(name=path, inputs=(x.name,), shape=shape, kernel=(kernel[0], kernel[1]))

@@ -48,7 +48,7 @@ def main(config: LoihiConfig) -> dict[str, Any]:
     from export.quantize import prepare, quantize
     from export.verify import NotVerified
     from export.verify_netx import verify_netx
-    from hardware import netx
+    from hardware import lava, netx
     from hardware.net import Limits, check
     from train.checkpoint import Checkpoint
     from train.record import atomic, versions, write_json
@@ -56,6 +56,8 @@ def main(config: LoihiConfig) -> dict[str, Any]:
     checkpoint = Checkpoint.load_student(config.checkpoint)
     graph = lower(checkpoint)
     prepare(graph)  # what cannot be expressed is reported before any data is read
+    if config.verify == "lava":
+        lava.python()  # and so is a simulator that is not there
     calibration = real_images(checkpoint, split="train", limit=config.calibration, root=config.data_root)
     test = real_images(checkpoint, split="test", root=config.data_root)
     limits = Limits.load("loihi2")

@@ -34,7 +34,8 @@ def test_every_file_that_is_named_exists() -> None:
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python")])
 def test_a_command_has_every_flag_that_is_shown(command: str) -> None:
     _, _, module, *arguments = shlex.split(command)
-    run = subprocess.run([sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    help_command = [sys.executable, "-m", module, "--help"]
+    run = subprocess.run(help_command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
     for flag in (a for a in arguments if a.startswith("--")):
         assert flag in run.stdout

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -86,7 +87,9 @@ class Checkpoint:
         if not path.is_file():
             raise CheckpointError(f"{path}: no such file; train.teacher and train.distill write checkpoints")
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch's remarks on pickles that are not its own
+                content = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # whatever a foreign file provokes in the reader
             raise CheckpointError(
                 f"{path}: not a TSERve checkpoint, or a damaged one ({_first_line(error)})"

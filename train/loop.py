@@ -78,9 +78,10 @@ def fit(
         losses = {name: float(value) / steps for name, value in sums.items()}
         record: dict[str, Any] = {"epoch": epoch + 1, "loss": losses}
         if bad := [name for name, value in losses.items() if not math.isfinite(value)]:
+            kept = f"; the state after epoch {epoch} is kept in {state_path}" if epoch else ""
             raise ValueError(
                 f"{title}: the loss stopped being finite in epoch {epoch + 1}, term {bad[0]}; "
-                f"try a smaller --optim.lr (now {config.optim.lr}). The state of epoch {epoch} is kept"
+                f"try a smaller --optim.lr (now {config.optim.lr}){kept}"
             )
         record["seconds"] = time.perf_counter() - began
         if len(dataset.val.labels):

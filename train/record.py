@@ -21,16 +21,22 @@ PACKAGES = ("torch", "torchvision", "spikingjelly", "numpy", "lightning-fabric",
 def atomic(path: Path) -> Iterator[Path]:
     """Give a path beside `path` to write a file or folder to; rename it over `path` at the end, or remove it.
 
-    An interrupted or failing writer leaves what was there before. A folder is swapped by two renames.
+    An interrupted or failing writer leaves what was there before. A folder is swapped by two renames; where the
+    second does not happen the first is undone.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    old = aside / f"{path.name}.old"
     try:
         new = aside / path.name
         yield new
         if new.is_dir() and path.exists():
-            os.replace(path, aside / "old")
+            os.replace(path, old)
         os.replace(new, path)
+    except BaseException:
+        if old.exists() and not path.exists():
+            os.replace(old, path)
+        raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

@@ -1,0 +1,167 @@
+"""The lowered Graph computes what the student does: in float64, on real images, not one spike differs."""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from live_networks import live_network
+from spikingjelly.activation_based import layer, neuron
+from torch import Tensor, nn
+
+from export import graph as g
+from export import reference
+from export.lower import UnsupportedLayer, lower_network
+from train.checkpoint import Preprocess
+from train.config import DataConfig, NetConfig
+from train.data import load
+from train.networks import NETWORKS, Network, build, lif_layers
+from train.networks.network import conv_norm
+
+
+def digits(count: int) -> tuple[Tensor, Preprocess]:
+    """Test images of the digits, every pixel repeated to 4 x 4 of 32 x 32: float64 [N, 1, 32, 32] in [0, 1]."""
+    data = load(DataConfig())
+    images = data.test.images[:count].repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
+    return images.double() / 255, Preprocess(mean=data.mean, std=data.std, size=32)
+
+
+@cache
+def cifar(count: int) -> tuple[Tensor, Preprocess]:
+    """Test images of CIFAR-10: float64 [N, 3, 32, 32] in [0, 1]."""
+    data = load(DataConfig(name="cifar10", root=Path(os.environ.get("TSERVE_DATA", "data"))))
+    return data.test.images[:count].double() / 255, Preprocess(mean=data.mean, std=data.std, size=32)
+
+
+def run_network(network: Network, images: Tensor) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Logits [T, B, K] and the spikes [T, B, ...] of every LIF layer, of normalised images."""
+    spikes: dict[str, np.ndarray] = {}
+    for name, module in lif_layers(network).items():
+        module.register_forward_hook(lambda _m, _i, out, name=name: spikes.__setitem__(name, out.numpy()))
+    with torch.no_grad():
+        return network(images).numpy(), spikes
+
+
+def assert_lowered_exactly(config: NetConfig, images: Tensor, preprocess: Preprocess, *, judged: int) -> None:
+    """Lower a network whose normalisations were set by `images`; compare every spike of the first `judged` of them."""
+    config = dataclasses.replace(config, in_channels=images.shape[1], size=images.shape[2])
+    network = live_network(config, preprocess(images))
+    logits, spikes = run_network(network, preprocess(images[:judged]))
+    graph = lower_network(network, preprocess)
+    values = reference.run(graph, images[:judged].numpy())
+
+    assert [node.name for node in graph.lif_layers] == list(spikes)
+    for name, wanted in spikes.items():
+        assert 0.01 < wanted.mean() < 0.7, f"{name} fires at {wanted.mean():.3f}: comparing it would prove little"
+        assert wanted.shape == (config.T, judged, *graph[name].shape)
+        np.testing.assert_array_equal(values[name], wanted, err_msg=name)
+    assert logits.std() > 0.01
+    np.testing.assert_allclose(reference.logits(graph, values), logits, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_not_one_spike_of_the_digits_differs_in_any_network(name: str) -> None:
+    images, preprocess = digits(8)
+    assert_lowered_exactly(NetConfig(name=name, width=0.25), images, preprocess, judged=4)
+
+
+@pytest.mark.cifar
+@pytest.mark.parametrize("name", NETWORKS)
+def test_not_one_spike_of_cifar_differs_in_any_network_of_full_width(name: str) -> None:
+    images, preprocess = cifar(4)
+    assert_lowered_exactly(NetConfig(name=name, T=2), images, preprocess, judged=2)
+
+
+@pytest.mark.parametrize("decay_input", [True, False])
+@pytest.mark.parametrize(("tau", "v_threshold", "v_reset"), [(2.0, 1.0, -0.5), (1.25, 0.6, 0.1), (4.0, 2.0, 0.0)])
+def test_not_one_spike_differs_for_other_neurons(
+    decay_input: bool, tau: float, v_threshold: float, v_reset: float
+) -> None:
+    images, preprocess = digits(8)
+    config = NetConfig(width=0.5, T=6, tau=tau, v_threshold=v_threshold, v_reset=v_reset, decay_input=decay_input)
+    assert_lowered_exactly(config, images, preprocess, judged=8)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_graph_knows_nothing_of_torch_and_does_not_grow_with_time(name: str) -> None:
+    graphs = [lower_network(build(NetConfig(name=name, T=T, width=0.1, size=32)).eval(), digits(1)[1]) for T in (1, 16)]
+    kinds = [[type(node) for node in graph] for graph in graphs]
+    assert kinds[0] == kinds[1]
+    assert {*kinds[0]} <= {g.Input, g.Conv, g.Dense, g.LIF, g.AvgPool, g.Mean, g.Flatten, g.Add}
+    for node in graphs[0].synapses:
+        assert type(node.weight) is type(node.bias) is np.ndarray
+        assert node.weight.dtype == node.bias.dtype == np.float64
+
+
+class Held(nn.Module):
+    """A block of another kind: what it does with its two branches is not a module."""
+
+    def __init__(self, join: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.left, self.right, self.join = conv_norm(1, 4, 3, 2), conv_norm(1, 4, 3, 2), join
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.join(self.left(x), self.right(x))
+
+
+def test_a_plain_plus_is_an_addition() -> None:
+    network = build(NetConfig(width=0.125)).eval()
+    network.stem = Held(lambda x, y: x + y)
+    graph = lower_network(network, digits(1)[1])
+    assert [node.inputs for node in graph if isinstance(node, g.Add)] == [("stem.left.conv", "stem.right.conv")]
+
+
+def soft_reset(network: Network) -> None:
+    network.body.act3.v_reset = None
+
+
+def replaced(path: str, module: nn.Module) -> Callable[[Network], None]:
+    def change(network: Network) -> None:
+        parent, _, child = path.rpartition(".")
+        setattr(network.get_submodule(parent), child, module)
+
+    return change
+
+
+PLIF = neuron.ParametricLIFNode(step_mode="m")
+NO_STATISTICS = nn.BatchNorm2d(4, track_running_stats=False)
+TWO_NORMS = nn.Sequential(layer.BatchNorm2d(4), layer.BatchNorm2d(4))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (soft_reset, r"body\.act3: soft reset has no Graph node; train with a number as --net\.v_reset"),
+        (replaced("body.act2", PLIF), r"body\.act2: ParametricLIFNode has no Graph node; train with LIFNode"),
+        (replaced("body.act1", nn.ReLU()), r"body\.act1: ReLU has no Graph node"),
+        (replaced("body.act1", nn.PReLU()), r"body\.act1: PReLU has no Graph node"),
+        (replaced("body.conv3.norm", nn.GroupNorm(1, 8)), r"body\.conv3\.norm: GroupNorm has no Graph node"),
+        (replaced("body.act1", layer.BatchNorm2d(4)), r"body\.act1: batch normalisation must follow a convolution"),
+        (replaced("body.conv2.norm", TWO_NORMS), r"body\.conv2\.norm\.1: batch normalisation must follow a conv"),
+        (replaced("body.conv2.norm", NO_STATISTICS), r"body\.conv2\.norm: batch normalisation without running stat"),
+        (replaced("body.act1", nn.AvgPool2d(3, stride=2)), r"body\.act1: pooling needs stride = kernel"),
+        (replaced("body.act1", nn.AvgPool2d(2, divisor_override=3)), r"body\.act1: .*no divisor_override"),
+        (replaced("body.act1", nn.MaxPool2d(2, dilation=2)), r"body\.act1: .*no dilation"),
+        (replaced("body.act1", nn.MaxPool2d(3, ceil_mode=True)), r"body\.act1: .*no ceil_mode"),
+        (replaced("body.act1", nn.AdaptiveAvgPool2d((2, 1))), r"body\.act1: adaptive pooling to \(2, 1\)"),
+        (replaced("stem.conv", nn.Conv2d(1, 4, 3, dilation=2)), r"stem\.conv: .*dilation 1"),
+        (replaced("stem.conv", nn.Conv2d(1, 4, 3, padding="same")), r"stem\.conv: only zero padding given as numbers"),
+        (replaced("stem", Held(torch.mul)), r"stem\.mul: the operation .*mul.* has no Graph node"),
+        (replaced("stem", Held(lambda x, y: torch.add(x, y, alpha=2))), r"stem\.add: the operation .*add.* has no"),
+        (replaced("stem", Held(lambda x, y: x + 1)), r"stem\.add: a sum needs two values of one shape"),
+    ],
+)
+def test_what_a_graph_cannot_say_is_refused_by_its_path(change: Callable[[Network], None], message: str) -> None:
+    network = build(NetConfig(width=0.125)).eval()
+    change(network)
+    with pytest.raises(UnsupportedLayer, match=message):
+        lower_network(network, digits(1)[1])
+
+
+def test_a_teacher_is_refused() -> None:
+    with pytest.raises(UnsupportedLayer, match=r"this network is a teacher \(ReLU\); only spiking students"):
+        lower_network(build(NetConfig(spiking=False)).eval(), digits(1)[1])

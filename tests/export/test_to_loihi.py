@@ -1,0 +1,192 @@
+"""`python -m export.to_loihi`: a .net that is bit for bit the integer twin, or no file at all."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from live_networks import write_checkpoint
+
+from export import to_loihi
+from export.images import RealImages, real_images
+from hardware import netx, netx_sim
+from hardware.net import ConvLayer, Net
+from train.checkpoint import Checkpoint
+from train.cli import exit_status
+from train.config import NetConfig
+
+
+@pytest.fixture(scope="module")
+def exported(student: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """student.net with student.net.json beside it, verified by our model of netx."""
+    out = tmp_path_factory.mktemp("loihi") / "student.net"
+    assert to_loihi.command([str(student), "--out", str(out), "--verify", "reference"]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def digits(student: Path) -> RealImages:
+    return real_images(Checkpoint.load(student))
+
+
+def report_of(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.with_name(path.name + ".json").read_text())
+    return content
+
+
+def pixels_of(net: Net, images: np.ndarray) -> np.ndarray:
+    """The integers that the chip is sent, by what the file itself says."""
+    mean, std = (np.array(net.meta["input"][key])[:, None, None] for key in ("mean", "std"))
+    scaled = (images.astype(np.float64) - mean) / std * net.meta["scales"]["input"]
+    return np.clip(np.rint(scaled), -127, 127).astype(np.int64)
+
+
+def test_integers_answer_the_whole_test_split_about_as_well(exported: Path, student: Path, digits: RealImages) -> None:
+    # One image is 0.28 points. Six seeds of this half-width student: -1.4 to +0.6 points, -0.4 in the mean.
+    accuracy = report_of(exported)["accuracy"]
+    assert accuracy["images"] == len(digits.labels) == 359
+    assert abs(accuracy["integer"] - accuracy["float"]) <= 0.02
+    assert accuracy["float"] == pytest.approx(Checkpoint.load(student).metrics["accuracy"])
+
+
+def test_the_reported_accuracy_is_what_the_file_itself_reaches(exported: Path, digits: RealImages) -> None:
+    net = netx.read(exported)
+    sums = netx_sim.simulate(net, pixels_of(net, digits.images)).v_out[-1]  # of the readout, over all steps
+    assert (sums.argmax(-1) == digits.labels).mean() == report_of(exported)["accuracy"]["integer"]
+
+
+def test_the_file_has_the_students_layers_within_the_chips_ranges(exported: Path, student: Path) -> None:
+    net, checkpoint = netx.read(exported), Checkpoint.load(student)
+    netx.check(net)
+    convs = [module for module in checkpoint.network().modules() if isinstance(module, torch.nn.Conv2d)]
+    assert [layer.weight.shape for layer in net.spiking[:-1]] == [conv.weight.shape for conv in convs]
+    assert [layer.neuron.iDecay for layer in net.spiking] == [0] + [4096] * 6  # the image is held in the first layer
+    assert [layer.neuron.vDecay for layer in net.spiking] == [2048] * 6 + [0]  # tau = 2; the readout forgets nothing
+    for layer in net.spiking:
+        assert np.abs(layer.weight).max() <= 127
+        assert np.abs(layer.bias).max() <= 4095
+        assert 0 < layer.neuron.vThMant <= 131071
+        assert layer.weight.any()
+    assert isinstance(net.spiking[0], ConvLayer)
+
+
+def test_integer_weights_are_the_folded_ones_to_half_a_step(exported: Path, student: Path) -> None:
+    net, network = netx.read(exported), Checkpoint.load(student).network().double()
+    for layer in net.spiking[:-1]:
+        conv, norm = network.get_submodule(layer.name.removesuffix(".conv")).children()
+        factor = norm.weight / (norm.running_var + norm.eps).sqrt() * net.meta["scales"]["layers"][layer.name]
+        wanted = (conv.weight * factor[:, None, None, None]).detach().numpy().clip(-127, 127)
+        assert np.abs(layer.weight - wanted).max() <= 0.5 + 1e-9
+
+
+def test_the_json_says_what_was_written_and_on_what_it_was_measured(exported: Path, student: Path) -> None:
+    report, net, checkpoint = report_of(exported), netx.read(exported), Checkpoint.load(student)
+    assert (report["file"], report["T"], report["window"], report["chip"]) == ("student.net", 4, 4, "loihi2")
+    assert report["checkpoint_sha256"] == net.meta["checkpoint_sha256"] == checkpoint.sha256
+    assert report["scales"] == net.meta["scales"]
+    assert net.meta["labels"] == list("0123456789")
+    assert [row["name"] for row in report["layers"]] == [layer.name for layer in net.spiking]
+    assert [row["weights"] for row in report["layers"]] == [layer.weight.size for layer in net.spiking]
+    assert report["calibration"] == real_images(checkpoint, split="train", limit=64).describe()
+    assert report["ok"] is True
+    verdict = report["verify"]
+    assert (verdict["images"], verdict["flips"], verdict["max_logit_difference"]) == (16, 0, 0.0)
+    assert all(layer["spikes"] > 0 for layer in verdict["layers"])
+    assert {"python", "torch", "numpy"} <= report["versions"].keys()
+
+
+def test_the_same_student_gives_the_same_bytes(exported: Path, student: Path, tmp_path: Path) -> None:
+    out = tmp_path / "again.net"
+    to_loihi.main(to_loihi.LoihiConfig(checkpoint=student, out=out, verify="none"))
+    assert out.read_bytes() == exported.read_bytes()
+    assert report_of(out)["ok"] is None
+
+
+@pytest.mark.lava
+def test_lava_gives_every_spike_and_every_logit_of_the_twin(
+    student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "student.net"
+    assert to_loihi.command([str(student), "--out", str(out), "--samples", "16"]) == 0
+    verdict = report_of(out)["verify"]
+    assert verdict["engine"] == "Lava's fixed-point simulator"
+    assert (verdict["ok"], verdict["flips"], verdict["max_logit_difference"]) == (True, 0, 0.0)
+    assert (verdict["images"], verdict["argmax_agreement"]) == (16, 1.0)
+    assert verdict["spikes"] > 1000
+    printed = capsys.readouterr().out
+    assert f"next:    python -m export.verify {student} {out}" in printed
+
+
+def refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The line on stderr with which the command ends with status 2."""
+    assert exit_status(lambda: to_loihi.command(argv)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    return error
+
+
+@pytest.mark.parametrize(
+    ("net", "message"),
+    [
+        (NetConfig(name="resnet18", width=0.05), "body.layer1.0.add: a sequential .net has no addition"),
+        (NetConfig(width=0.1, v_reset=-0.5), "body.act1: the chip resets to 0, v_reset is -0.5"),
+    ],
+    ids=["resnet18", "v_reset"],
+)
+def test_a_student_that_netx_cannot_express_is_refused_by_layer_and_nothing_is_written(
+    net: NetConfig, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_checkpoint(tmp_path / "student.pt", net)
+    assert message in refused([str(path)], capsys)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["student.pt"]
+
+
+def test_a_missing_lava_names_the_command_that_builds_it_and_nothing_is_written(
+    student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TSERVE_LAVA_PYTHON", "/nonexistent")
+    error = refused([str(student), "--out", str(tmp_path / "a.net")], capsys)
+    assert "make lava" in error
+    assert "TSERVE_LAVA_PYTHON names /nonexistent" in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_does_something_else_is_status_1_and_leaves_the_old_one(
+    student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write: Callable[[Net, Path], None] = netx.write
+
+    def write_wrongly(net: Net, path: Path) -> None:
+        net.spiking[2].weight[:] *= -1
+        write(net, path)
+
+    monkeypatch.setattr(netx, "write", write_wrongly)
+    out = tmp_path / "a.net"
+    out.write_text("old")
+    assert to_loihi.command([str(student), "--out", str(out), "--verify", "reference"]) == 1
+    captured = capsys.readouterr()
+    assert "FAILED: a.net in the numpy model of netx" in captured.out
+    assert "first difference: layer body.act3" in captured.out
+    assert captured.err == "nothing was written\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.net"]
+    assert out.read_text() == "old"
+
+
+def test_a_teacher_and_bad_numbers_are_refused(
+    teacher: Path, student: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "a teacher (ReLU), not a spiking student" in refused([str(teacher)], capsys)
+    assert "samples must be at least 1, got 0" in refused([str(student), "--samples", "0"], capsys)
+    assert "calibration must be at least 1, got 0" in refused([str(student), "--calibration", "0"], capsys)
+
+
+def test_a_layer_of_zeros_is_named(student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = Checkpoint.load(student)
+    checkpoint.weights["body.conv3.conv.weight"].zero_()
+    checkpoint.save(tmp_path / "student.pt")
+    error = refused([str(tmp_path / "student.pt"), "--verify", "none"], capsys)
+    assert "body.conv3.conv: every weight is zero" in error
+    assert [path.name for path in tmp_path.iterdir()] == ["student.pt"]
