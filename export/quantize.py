@@ -70,6 +70,8 @@ def prepare(graph: g.Graph) -> g.Graph:
     for node in graph.synapses[:-1]:
         if not any(isinstance(reader, g.LIF) for reader in graph.readers(node.name)):
             raise NotForLoihi(f"{node.name}: every layer but the last must be followed by a LIF")
+    if graph.nodes[1] is not graph.synapses[0]:
+        raise NotForLoihi(f"{graph.nodes[1].name}: the first layer must be a convolution of the image")
     if not isinstance(graph.output, g.Dense):
         raise NotForLoihi(f"{graph.output.name}: the last layer must be dense (the classifier)")
     return graph

@@ -54,8 +54,8 @@ def chip_layer(a: np.ndarray, *, v_decay: int, threshold: int) -> np.ndarray:
 )
 @example(a=np.array([[10], [0]]), v_decay=2048, threshold=10)  # at the threshold it does not fire
 @example(a=np.array([[11], [-1], [1]]), v_decay=2048, threshold=10)  # the reset forgets everything
-@example(a=np.full((3, 1), CURRENT), v_decay=0, threshold=CURRENT)  # the membrane saturates
-@example(a=np.array([[-1], *[[0]] * 7, [1]]), v_decay=2048, threshold=0)  # halves of -1 round towards zero
+@example(a=np.array([[-CURRENT], [-CURRENT], [CURRENT], [1]]), v_decay=0, threshold=0)  # -16777088 saturates
+@example(a=np.array([[-127], *[[0]] * 6, [1]]), v_decay=2048, threshold=0)  # half of -127/64 goes towards zero
 def test_every_neuron_steps_as_the_chip_does(a: np.ndarray, v_decay: int, threshold: int) -> None:
     wanted = chip_layer(a, v_decay=v_decay, threshold=threshold)
     np.testing.assert_array_equal(integer.lif(a, v_decay=v_decay, threshold=threshold), wanted)

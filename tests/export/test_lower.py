@@ -50,6 +50,9 @@ def assert_lowered_exactly(config: NetConfig, images: Tensor, preprocess: Prepro
     """Lower a network whose normalisations were set by `images`; compare every spike of the first `judged` of them."""
     config = dataclasses.replace(config, in_channels=images.shape[1], size=images.shape[2])
     network = live_network(config, preprocess(images))
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d) and module.bias is not None:
+            nn.init.normal_(module.bias, std=0.1)  # they start at 0
     logits, spikes = run_network(network, preprocess(images[:judged]))
     graph = lower_network(network, preprocess)
     values = reference.run(graph, images[:judged].numpy())
@@ -108,6 +111,18 @@ class Held(nn.Module):
         return self.join(self.left(x), self.right(x))
 
 
+class ReadTwice(nn.Module):
+    """A convolution whose output is read by a normalisation and, as it is, by a sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = layer.Conv2d(1, 4, 3, 2, 1), layer.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return self.norm(y) + y
+
+
 def test_a_plain_plus_is_an_addition() -> None:
     network = build(NetConfig(width=0.125)).eval()
     network.stem = Held(lambda x, y: x + y)
@@ -142,6 +157,7 @@ TWO_NORMS = nn.Sequential(layer.BatchNorm2d(4), layer.BatchNorm2d(4))
         (replaced("body.conv3.norm", nn.GroupNorm(1, 8)), r"body\.conv3\.norm: GroupNorm has no Graph node"),
         (replaced("body.act1", layer.BatchNorm2d(4)), r"body\.act1: batch normalisation must follow a convolution"),
         (replaced("body.conv2.norm", TWO_NORMS), r"body\.conv2\.norm\.1: batch normalisation must follow a conv"),
+        (replaced("stem", ReadTwice()), r"stem\.norm: .* must follow a convolution that nothing else reads"),
         (replaced("body.conv2.norm", NO_STATISTICS), r"body\.conv2\.norm: batch normalisation without running stat"),
         (replaced("body.act1", nn.AvgPool2d(3, stride=2)), r"body\.act1: pooling needs stride = kernel"),
         (replaced("body.act1", nn.AvgPool2d(2, divisor_override=3)), r"body\.act1: .*no divisor_override"),
