@@ -73,12 +73,12 @@ def main(config: BundleConfig) -> Result:
     common: dict[str, Any] = {"checkpoint": config.checkpoint, "data_root": config.data_root}
     with atomic(out) as new:
         new.mkdir()
+        print("writing and verifying the netx file", flush=True)  # first: it says at once if Lava is missing
+        netx = write_netx(config, new / "student.net")
         print("evaluating on the test split", flush=True)
         evaluation = evaluate.main(evaluate.EvaluateConfig(**common, out=new, device="cpu"))
         print("writing and verifying the ONNX model", flush=True)
         onnx = to_onnx.main(to_onnx.OnnxConfig(**common, out=new / "model.onnx", samples=config.samples))
-        print("writing and verifying the netx file", flush=True)
-        netx = write_netx(config, new / "student.net")
         print("counting operations", flush=True)
         counted = energy.main(energy.EnergyConfig(**common, out=new, samples=config.samples)).report
         verification = {"onnx": onnx.verdict.to_json(), "onnx_evaluator": onnx.evaluated.to_json(), "netx": netx}

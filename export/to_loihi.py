@@ -110,9 +110,8 @@ def command(argv: list[str]) -> int:
             f"{row['vThMant']:>8} {row['vDecay']:>7}"
         )
     accuracy = report["accuracy"]
-    print(
-        f"accuracy on {accuracy['images']} test images: float {accuracy['float']:.2%}, int8 {accuracy['integer']:.2%}"
-    )
+    both = f"float {accuracy['float']:.2%}, as integers {accuracy['integer']:.2%}"
+    print(f"accuracy on {accuracy['images']} test images: {both}")
     if report["ok"] is None:
         print("not verified (--verify none)")
     out = config.out or config.checkpoint.parent / "student.net"

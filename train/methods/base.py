@@ -6,6 +6,7 @@ Shapes: T time steps, B images, K classes.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
@@ -23,7 +24,7 @@ class Outputs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method:
+class Method(ABC):
     """One way to train a student."""
 
     needs_teacher: ClassVar[bool] = True
@@ -31,9 +32,9 @@ class Method:
     name: str
     """The method's name in the registry."""
 
+    @abstractmethod
     def loss(self, student: Outputs, teacher: Outputs | None, target: Tensor) -> dict[str, Tensor]:
         """Named scalar terms and "total", the one that is minimised; target: class indices [B]."""
-        raise NotImplementedError
 
 
 def kl_divergence(teacher_logits: Tensor, student_logits: Tensor, temperature: float) -> Tensor:
