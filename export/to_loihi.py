@@ -85,9 +85,9 @@ def main(config: LoihiConfig) -> dict[str, Any]:
         if config.verify != "none":
             verdict = verify_netx(checkpoint, new, test.images[: config.samples], engine=config.verify, name=out.name)
             report |= {"verify": verdict.to_json(), "ok": verdict.ok}
-            print(verdict)
             if not verdict.ok:
                 raise NotVerified(verdict)
+            print(verdict)
     write_json(out.with_name(out.name + ".json"), report)
     return report
 
@@ -99,8 +99,8 @@ def command(argv: list[str]) -> int:
     config = cli.parse(LoihiConfig, argv=argv, prog="python -m export.to_loihi", description=__doc__ or "")
     try:
         report = main(config)
-    except NotVerified:
-        print("nothing was written", file=sys.stderr)
+    except NotVerified as failure:
+        print(f"{failure}\nnothing was written", file=sys.stderr)
         return 1
     print(f"\n{'layer':<28} {'shape':>14} {'weights':>10} {'bias max':>9} {'vThMant':>8} {'vDecay':>7}")
     for row in report["layers"]:

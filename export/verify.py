@@ -60,11 +60,7 @@ class Verdict:
 
 
 class NotVerified(Exception):
-    """An export that does not do what its checkpoint does; carries the Verdict."""
-
-    def __init__(self, verdict: Verdict) -> None:
-        super().__init__(str(verdict))
-        self.verdict = verdict
+    """An export that does not do what its checkpoint does (its message is the Verdict), or that could not be run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +172,7 @@ class VerifyConfig:
 
 
 def main(config: VerifyConfig) -> Verdict:
-    """Verify and write the report. Raises ValueError for a file that cannot be judged."""
+    """Verify and write the report. Raises ValueError for a file that cannot be judged, NotVerified if Lava fails."""
     from export.images import real_images
     from train.checkpoint import Checkpoint
     from train.record import write_json
@@ -216,7 +212,11 @@ def table(verdict: Verdict) -> str:
 def command(argv: list[str]) -> int:
     """Parse, verify, print; 0 if the file does what the checkpoint does, else 1."""
     config = cli.parse(VerifyConfig, argv=argv, prog="python -m export.verify", description=__doc__ or "")
-    verdict = main(config)
+    try:
+        verdict = main(config)
+    except NotVerified as failure:
+        print(failure, file=sys.stderr)
+        return 1
     print(table(verdict))
     print(verdict)
     print(f"\nwritten: {config.out or config.checkpoint.parent / 'verify.json'}")

@@ -11,7 +11,7 @@ from export import integer
 from export.lower import lower
 from export.netx_build import to_net
 from export.quantize import Scales, prepare, rebuild
-from export.verify import EXACT, Run, Verdict, compare
+from export.verify import EXACT, NotVerified, Run, Verdict, compare
 from hardware import lava, netx, netx_sim
 from hardware.net import Net, NetxError
 from train.checkpoint import Checkpoint
@@ -36,7 +36,11 @@ def verify_netx(
     twin, own = twin_of(checkpoint, net, name)
     pixels = integer.quantize_images(twin.input, images)
     if engine == "lava":
-        ran, engine_name = lava.run(path, pixels, T=twin.T), "Lava's fixed-point simulator"
+        engine_name = "Lava's fixed-point simulator"
+        try:
+            ran = lava.run(path, pixels, T=twin.T)
+        except lava.LavaFailed as failure:
+            raise NotVerified(f"{name}: {failure}") from failure
     else:
         ran, engine_name = netx_sim.simulate(net, pixels, T=twin.T), "the numpy model of netx"
     values = integer.run_integers(twin, pixels)
