@@ -156,6 +156,7 @@ def figures(bundle: Path) -> dict[str, Any]:
         except (OSError, ValueError) as error:
             raise ValueError(f"{bundle}: not a whole bundle, {part}.json cannot be read ({error})") from error
     found["bundle"] = {key: value for key, value in found["bundle"].items() if key not in ("files", "samples")}
+    del found["evaluate"]["checkpoint"]  # a path of this machine; the sha256 stays
     return found
 
 
