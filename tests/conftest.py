@@ -88,7 +88,7 @@ def needs_lava() -> str | None:
 def needs_cifar() -> str | None:
     """Why tests that are marked `cifar` cannot run, with the command that helps; None if CIFAR-10 is there."""
     root = Path(os.environ.get("TSERVE_DATA", "data"))
-    if (root / "cifar-10-batches-py" / "test_batch").is_file():
+    if all((root / "cifar-10-batches-py" / name).is_file() for name in ("data_batch_1", "test_batch")):
         return None
     command = "python -m train.distill --data.name cifar10 --data.download"
     return f"no CIFAR files under {root}: {command}, or set TSERVE_DATA to the folder that has them"

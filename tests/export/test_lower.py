@@ -33,7 +33,8 @@ def digits(count: int) -> tuple[Tensor, Preprocess]:
 @cache
 def cifar(count: int) -> tuple[Tensor, Preprocess]:
     """Test images of CIFAR-10: float64 [N, 3, 32, 32] in [0, 1]."""
-    data = load(DataConfig(name="cifar10", root=Path(os.environ.get("TSERVE_DATA", "data"))))
+    # With this limit the first training batch and the test batch are enough.
+    data = load(DataConfig(name="cifar10", root=Path(os.environ.get("TSERVE_DATA", "data")), limit=10_000))
     return data.test.images[:count].double() / 255, Preprocess(mean=data.mean, std=data.std, size=32)
 
 
