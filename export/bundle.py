@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional
 
 from export.card import card, summary_table
-from export.verify import NotVerified
+from export.verify import judged
 from train import cli
 
 
@@ -176,14 +176,11 @@ def write_gallery(checkpoint: Any, folder: Path, config: BundleConfig) -> list[d
     return entries
 
 
+@judged
 def command(argv: list[str]) -> int:
     """Parse, bundle, print the table; 1 where a verification failed."""
     config = cli.parse(BundleConfig, argv=argv, prog="python -m export.bundle", description=__doc__ or "")
-    try:
-        result = main(config)
-    except NotVerified as failure:
-        print(failure, file=sys.stderr)
-        return 1
+    result = main(config)
     print(f"\n{summary_table(result.about, result.evaluation, result.energy, result.verification)}")
     size = sum(entry["bytes"] for entry in result.about["files"].values())
     print(f"\nwritten: {result.path}/ ({len(result.about['files']) + 1} files, {size / 1e6:.1f} MB)")

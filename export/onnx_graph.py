@@ -58,9 +58,7 @@ class Builder:
         return list(parts)
 
 
-def build_model(
-    graph: g.Graph, *, labels: Sequence[str], checkpoint_sha256: str, expose_spikes: bool = False
-) -> onnx.ModelProto:
+def build_model(graph: g.Graph, *, labels: Sequence[str], checkpoint_sha256: str) -> onnx.ModelProto:
     """A checked ONNX model of the Graph in float32, unrolled over T, for any number of images B.
 
     Input `image` float32 [B, C, H, W] in [0, 1]; normalisation is inside. Outputs, all float32:
@@ -69,7 +67,6 @@ def build_model(
       taps         [T, B, M]  pairs of a nonzero input and a kernel position inside the output map, for the M
                               spike-driven synaptic layers (metadata: synapses): SOPs = taps * sops_per_tap.
                               Exact up to 2^24 = 16.8 million taps of one layer, step and image; above, float32 rounds.
-      spikes/NAME  [T, B, *shape]  one for each LIF layer, only with `expose_spikes` (for verification)
     Metadata, each value JSON: format, T, labels, precision, form, lif_layers, synapses, checkpoint_sha256.
 
     Raises ValueError where the logits do not depend on spikes, or `labels` does not fit them.
@@ -85,8 +82,6 @@ def build_model(
         "spike_rates": (spike_rates(builder, graph, values), (len(graph.lif_layers),)),
         "taps": (taps(builder, graph, values), (len(spike_driven(graph)),)),
     }
-    if expose_spikes:
-        by_step |= {f"spikes/{lif.name}": (values[lif.name].tensor, lif.shape) for lif in graph.lif_layers}
     for name, (tensor, shape) in by_step.items():
         steps = builder.constant(f"outputs/{name}/shape", [graph.T, -1, *shape])
         builder.op("Reshape", [tensor, steps], f"outputs/{name}", output=name)
@@ -99,6 +94,17 @@ def build_model(
         ],
         metadata=metadata(graph, labels=labels, checkpoint_sha256=checkpoint_sha256),
     )
+
+
+def spikes_tensor(layer: str) -> str:
+    """The tensor [T*B, *shape] in the model that holds the spikes of a LIF layer."""
+    return f"{layer}/out"
+
+
+def expose_spikes(model: onnx.ModelProto, layers: Sequence[str]) -> None:
+    """Add the spikes of LIF layers to the outputs of a model that `build_model` made, so that it can be verified."""
+    outputs = (helper.make_tensor_value_info(spikes_tensor(layer), TensorProto.FLOAT, None) for layer in layers)
+    model.graph.output.extend(outputs)
 
 
 def check(graph: g.Graph, labels: Sequence[str]) -> None:

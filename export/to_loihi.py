@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional
 
+from export.verify import NotVerified, judged
 from train import cli
 
 
@@ -38,15 +39,15 @@ class LoihiConfig:
 
 
 def main(config: LoihiConfig) -> dict[str, Any]:
-    """Export, verify and measure; return what student.net.json says. Its "ok" is False where verification failed.
+    """Export, verify and measure; return what student.net.json says. Its "ok" is None where nothing was verified.
 
-    Raises NotForLoihi (a ValueError) for a student that netx cannot express; nothing is written then.
+    Raises NotForLoihi (a ValueError) for a student that netx cannot express, NotVerified where the file does not do
+    what the integer twin does; nothing is written then.
     """
     from export import netx_build
     from export.images import real_images
     from export.lower import lower
     from export.quantize import prepare, quantize
-    from export.verify import NotVerified
     from export.verify_netx import verify_netx
     from hardware import lava, netx
     from hardware.net import Limits, check
@@ -92,16 +93,11 @@ def main(config: LoihiConfig) -> dict[str, Any]:
     return report
 
 
+@judged
 def command(argv: list[str]) -> int:
     """Parse, export, print the table; 1 where verification failed."""
-    from export.verify import NotVerified
-
     config = cli.parse(LoihiConfig, argv=argv, prog="python -m export.to_loihi", description=__doc__ or "")
-    try:
-        report = main(config)
-    except NotVerified as failure:
-        print(f"{failure}\nnothing was written", file=sys.stderr)
-        return 1
+    report = main(config)
     print(f"\n{'layer':<28} {'shape':>14} {'weights':>10} {'bias max':>9} {'vThMant':>8} {'vDecay':>7}")
     for row in report["layers"]:
         shape = "x".join(map(str, row["shape"]))

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from export.verify import NotVerified, Verdict, table
+from export.verify import NotVerified, Verdict, judged, table
 from train import cli
 
 
@@ -78,14 +78,11 @@ def main(config: OnnxConfig) -> Result:
     return Result(path=path, verdict=verdict, evaluated=evaluated, metadata=about)
 
 
+@judged
 def command(argv: list[str]) -> int:
     """Parse, run, print what the verification found, and say what was written."""
     config = cli.parse(OnnxConfig, argv=argv, prog="python -m export.to_onnx", description=__doc__ or "")
-    try:
-        result = main(config)
-    except NotVerified as failure:
-        print(failure, file=sys.stderr)
-        return 1
+    result = main(config)
     print(table(result.verdict))
     print(result.verdict)
     print(result.evaluated)

@@ -6,7 +6,9 @@ to the integer twin that the checkpoint gives under the scales written in the fi
 """
 
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -61,6 +63,20 @@ class Verdict:
 
 class NotVerified(Exception):
     """An export that does not do what its checkpoint does (its message is the Verdict), or that could not be run."""
+
+
+def judged(command: Callable[[list[str]], int]) -> Callable[[list[str]], int]:
+    """A command that, where it raises NotVerified, says why on stderr and returns status 1."""
+
+    @wraps(command)
+    def run(argv: list[str]) -> int:
+        try:
+            return command(argv)
+        except NotVerified as failure:
+            print(f"{failure}\nnothing was written", file=sys.stderr)
+            return 1
+
+    return run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,14 +225,11 @@ def table(verdict: Verdict) -> str:
     return "\n".join([f"{'layer':<{width}}  {'spikes':>12}  {'flipped':>8}", *rows])
 
 
+@judged
 def command(argv: list[str]) -> int:
     """Parse, verify, print; 0 if the file does what the checkpoint does, else 1."""
     config = cli.parse(VerifyConfig, argv=argv, prog="python -m export.verify", description=__doc__ or "")
-    try:
-        verdict = main(config)
-    except NotVerified as failure:
-        print(failure, file=sys.stderr)
-        return 1
+    verdict = main(config)
     print(table(verdict))
     print(verdict)
     print(f"\nwritten: {config.out or config.checkpoint.parent / 'verify.json'}")

@@ -28,8 +28,8 @@ def verify_netx(
     """Run the file on images [N, C, H, W] in [0, 1] and compare.
 
     The twin is made from the checkpoint under the scales that stand in the file.
-    Raises NetxError (a ValueError) for a file that TSERve did not write from this checkpoint, and hardware.lava's
-    errors where its venv is missing.
+    Raises NetxError (a ValueError) for a file that TSERve did not write from this checkpoint, LavaMissing (another)
+    without Lava's venv, NotVerified where Lava breaks off.
     """
     net = netx.read(path)
     name = name or path.name

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import torch
 
+from export.onnx_graph import expose_spikes, spikes_tensor
 from export.verify import FLOAT32, Run, Verdict, compare
 from train.checkpoint import Checkpoint
 from train.networks import Network, lif_layers
@@ -56,10 +57,9 @@ def load(path: Path, checkpoint: Checkpoint, name: str) -> tuple[onnx.ModelProto
     if source != checkpoint.sha256:
         raise ValueError(f"{name}: it was exported from another checkpoint; export again with python -m export.to_onnx")
     produced = {tensor for node in model.graph.node for tensor in node.output}
-    if missing := [layer for layer in layers if f"{layer}/out" not in produced]:
+    if missing := [layer for layer in layers if spikes_tensor(layer) not in produced]:
         raise ValueError(f"{name}: no tensor holds the spikes of layer {missing[0]}")
-    known = {info.name: info for info in model.graph.value_info}
-    model.graph.output.extend(known[f"{layer}/out"] for layer in layers)
+    expose_spikes(model, layers)
     return model, layers
 
 
@@ -81,7 +81,7 @@ def run_torch(network: Network, checkpoint: Checkpoint, images: np.ndarray) -> R
 
 def run_file(model: onnx.ModelProto, layers: list[str], images: np.ndarray, engine: Engine, name: str) -> Run:
     """What the file does in an engine."""
-    wanted = ["logits", *(f"{layer}/out" for layer in layers)]
+    wanted = ["logits", *map(spikes_tensor, layers)]
     feed = {"image": images.astype(np.float32)}
     try:
         if engine == "onnx":

@@ -35,10 +35,8 @@ class EvaluateConfig:
 
 def main(config: EvaluateConfig) -> dict[str, Any]:
     """Measure and write evaluate.json and, for a student, accuracy.png and rates.png; return the JSON's content."""
-    import torch
-
     from train.checkpoint import Checkpoint
-    from train.metrics import run_split, summary
+    from train.metrics import pick_device, run_split, summary
     from train.record import versions, write_json
 
     checkpoint = Checkpoint.load(config.checkpoint)
@@ -46,9 +44,7 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
     split = getattr(dataset, config.split)
     if not len(split.labels):
         raise ValueError(f"the {config.split} split of {dataset.name} is empty (data.val_fraction was 0?)")
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: this machine has no CUDA device that torch can use; try --device auto")
-    device = "cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu"
+    device = pick_device(config.device)
     outputs = run_split(checkpoint.network().to(device), split, checkpoint.preprocess, device=device)
     report = {
         **summary(outputs),

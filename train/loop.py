@@ -15,7 +15,7 @@ from tqdm import tqdm
 from train.checkpoint import Preprocess
 from train.config import OptimConfig, RunConfig
 from train.data import Dataset, augment, batches
-from train.metrics import run_split, summary
+from train.metrics import pick_device, run_split, summary
 from train.record import atomic, write_jsonl
 
 
@@ -98,10 +98,7 @@ def fit(
 
 def start(config: RunConfig) -> Fabric:
     """A Fabric on the asked device. Raises ValueError for a GPU that is not there."""
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: this machine has no CUDA device that torch can use; try --device auto")
-    accelerator = "cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu"
-    fabric = Fabric(accelerator=accelerator, devices=1, precision=PRECISIONS[config.precision])
+    fabric = Fabric(accelerator=pick_device(config.device), devices=1, precision=PRECISIONS[config.precision])
     fabric.launch()
     return fabric
 

@@ -23,6 +23,13 @@ class SplitOutputs:
     rates: dict[str, Tensor]
 
 
+def pick_device(asked: str) -> str:
+    """auto, cpu or cuda -> cpu or cuda. Raises ValueError for a GPU that is not there."""
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: this machine has no CUDA device that torch can use; try --device auto")
+    return "cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu"
+
+
 @torch.no_grad()
 def run_split(
     network: nn.Module,

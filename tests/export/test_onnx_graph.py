@@ -15,7 +15,7 @@ from small_graphs import dyadic_images, every_node
 from export import graph as g
 from export import reference
 from export.counts import sops_per_tap, spike_driven
-from export.onnx_graph import build_model
+from export.onnx_graph import build_model, expose_spikes, spikes_tensor
 
 
 LABELS = ("a", "b", "c", "d", "e")
@@ -36,8 +36,11 @@ GRAPHS = st.builds(
 )
 
 
-def build(graph: g.Graph, *, expose_spikes: bool = True) -> onnx.ModelProto:
-    return build_model(graph, labels=LABELS, checkpoint_sha256="0" * 64, expose_spikes=expose_spikes)
+def build(graph: g.Graph, *, spikes: bool = True) -> onnx.ModelProto:
+    model = build_model(graph, labels=LABELS, checkpoint_sha256="0" * 64)
+    if spikes:
+        expose_spikes(model, [lif.name for lif in graph.lif_layers])
+    return model
 
 
 def run_onnxruntime(model: onnx.ModelProto, images: np.ndarray) -> dict[str, np.ndarray]:
@@ -67,7 +70,7 @@ def expected(graph: g.Graph, images: np.ndarray) -> dict[str, np.ndarray]:
     values = reference.run(graph, images)
     rates = [values[lif.name].reshape(graph.T, len(images), -1).mean(axis=2) for lif in graph.lif_layers]
     hands = [taps_by_hand(graph, values, node) for node in spike_driven(graph)]
-    spikes = {f"spikes/{lif.name}": values[lif.name] for lif in graph.lif_layers}
+    spikes = {spikes_tensor(lif.name): values[lif.name].reshape(-1, *lif.shape) for lif in graph.lif_layers}
     logits = reference.logits(graph, values)
     return {"logits": logits, "spike_rates": np.stack(rates, -1), "taps": np.stack(hands, -1), **spikes}
 
@@ -108,7 +111,7 @@ def test_the_random_graphs_spike_in_every_layer_and_are_not_saturated() -> None:
 
 
 def test_weights_are_stored_once_whatever_T() -> None:
-    short, long = (build(every_node(T=T), expose_spikes=False) for T in (2, 8))
+    short, long = (build(every_node(T=T), spikes=False) for T in (2, 8))
     stored = [sorted((c.name, tuple(c.dims)) for c in model.graph.initializer) for model in (short, long)]
     assert stored[0] == stored[1]
     graph = every_node()
@@ -118,7 +121,7 @@ def test_weights_are_stored_once_whatever_T() -> None:
 
 def test_metadata_says_what_the_model_is() -> None:
     graph = every_node(T=3)
-    props = {p.key: json.loads(p.value) for p in build(graph, expose_spikes=False).metadata_props}
+    props = {p.key: json.loads(p.value) for p in build(graph, spikes=False).metadata_props}
     assert props == {
         "format": 1,
         "T": 3,
@@ -141,7 +144,7 @@ def test_metadata_says_what_the_model_is() -> None:
 
 def test_outputs_and_layers_have_shapes_and_readable_names() -> None:
     graph = every_node(T=3)
-    model = build(graph, expose_spikes=False)
+    model = build(graph, spikes=False)
     shapes = {
         v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim]
         for v in (*model.graph.input, *model.graph.output, *model.graph.value_info)

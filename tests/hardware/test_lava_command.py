@@ -51,6 +51,7 @@ def test_bad_input_ends_the_command_with_status_2(
 ) -> None:
     monkeypatch.chdir(written.parent)
     np.save("x.npy", np.zeros((2, 2), int))
+    # Only writing may pickle: this is the hostile input that the command must refuse to read.
     np.save("pickled.npy", np.array([{}], dtype=object), allow_pickle=True)
     np.savez("several.npz", a=np.zeros(1), b=np.zeros(1))
     assert command.cli(arguments) == 2
