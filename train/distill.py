@@ -48,7 +48,8 @@ def main(config: DistillConfig) -> Result:
     name = f"{config.data.name}-{net.name}-{config.method.name}-T{net.T}-s{config.seed}"
     config = dataclasses.replace(config, net=net, out=config.out or Path("runs") / name)
     teacher = load_teacher(config, dataset) if config.method.needs_teacher else None
-    run = runs.Run(config=config, dataset=dataset, title="student")
+    taught_by = teacher.sha256 if teacher else None
+    run = runs.Run(config=config, dataset=dataset, title="student", teacher_sha256=taught_by)
     teacher_network = teacher.network().requires_grad_(False) if teacher else None
 
     def step(network: nn.Module, images: Tensor, target: Tensor) -> dict[str, Tensor]:
@@ -59,7 +60,7 @@ def main(config: DistillConfig) -> Result:
         student = Outputs(logits=network(run.preprocess(images)))
         return config.method.loss(student, taught, target)
 
-    taught = {"teacher_accuracy": teacher.metrics.get("accuracy"), "teacher_sha256": teacher.sha256} if teacher else {}
+    taught = {"teacher_accuracy": teacher.metrics.get("accuracy"), "teacher_sha256": taught_by} if teacher else {}
     path, metrics = run.train(step, "student.pt", extra=taught)
     record.point_latest(run.out)
     return Result(

@@ -19,7 +19,7 @@ from train.networks import build
 
 
 # Settings that do not change what is computed, so a run may be resumed under others.
-NOT_IDENTITY = ("out", "resume", "device")
+NOT_IDENTITY = ("out", "resume", "device", "teacher")
 
 
 def fit_to(dataset: Dataset, net: NetConfig) -> NetConfig:
@@ -34,6 +34,8 @@ class Run:
     config: RunConfig
     dataset: Dataset
     title: str
+    teacher_sha256: str | None = None
+    """Of the teacher's file: what a student learned from counts, not where it lies."""
 
     @property
     def out(self) -> Path:
@@ -51,7 +53,7 @@ class Run:
         """All settings that shape the result, and the data's fingerprint; equal identities give equal networks."""
         settings = {k: v for k, v in cli.to_dict(self.config).items() if k not in NOT_IDENTITY}
         settings["data"] = {k: v for k, v in settings["data"].items() if k not in ("root", "download")}
-        return {"settings": settings, "dataset_md5": dict(self.dataset.md5)}
+        return {"settings": settings, "dataset_md5": dict(self.dataset.md5), "teacher_sha256": self.teacher_sha256}
 
     def train(
         self, step: loop.Step, file_name: str, *, extra: Mapping[str, Any] | None = None

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from train import distill, loop
+from train.checkpoint import Checkpoint
 from train.config import DataConfig, DistillConfig, NetConfig, OptimConfig
 from train.methods import METHODS
 from train.record import atomic, write_json
@@ -74,6 +75,18 @@ def test_resuming_under_other_settings_names_them(tmp_path: Path) -> None:
     other = quick(tmp_path / "run", epochs=1, net=NetConfig(width=0.25, T=3), resume="auto")
     with pytest.raises(ValueError, match=r"belongs to another run: settings\.net\.T was 2, is 3"):
         distill.main(other)
+
+
+def test_resuming_under_another_teacher_is_refused_wherever_the_teacher_lies(student: Path, tmp_path: Path) -> None:
+    teacher = Checkpoint.load(student.parent / "teacher/teacher.pt")
+    teacher.save(tmp_path / "teacher.pt")
+    config = quick(tmp_path / "run", epochs=1, method=METHODS["skd"], teacher=tmp_path / "teacher.pt")
+    distill.main(config)
+    (tmp_path / "teacher.pt").rename(tmp_path / "moved.pt")
+    distill.main(dataclasses.replace(config, teacher=tmp_path / "moved.pt", resume="auto"))
+    dataclasses.replace(teacher, metrics={"accuracy": 0.0}).save(tmp_path / "moved.pt")
+    with pytest.raises(ValueError, match="belongs to another run: teacher_sha256 was"):
+        distill.main(dataclasses.replace(config, teacher=tmp_path / "moved.pt", resume="auto"))
 
 
 def test_a_damaged_state_is_named(tmp_path: Path) -> None:
