@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from export import graph as g
 from train.checkpoint import Checkpoint, Preprocess
 from train.networks import Network
-from train.neurons import Add
+from train.neurons import LIF, Add
 
 
 class UnsupportedLayer(ValueError):
@@ -140,7 +140,7 @@ def conv(module: nn.Conv2d, path: str, x: g.Node) -> g.Conv:
 
 def lif(module: neuron.BaseNode, path: str, x: g.Node) -> g.LIF:
     """A LIF layer with hard reset; other neurons, subclasses among them, compute something else and are refused."""
-    if type(module) is not neuron.LIFNode:
+    if type(module) not in (neuron.LIFNode, LIF):
         raise UnsupportedLayer(f"{path}: {type(module).__name__} has no Graph node; train with LIFNode")
     if module.v_reset is None:
         raise UnsupportedLayer(f"{path}: soft reset has no Graph node; train with a number as --net.v_reset")

@@ -3,14 +3,49 @@
 Inside a student, values travel as [T, B, ...], or as [1, B, ...] while they are the same at every step.
 """
 
-import torch
-from spikingjelly.activation_based import neuron, surrogate
-from torch import nn
+from spikingjelly.activation_based import layer, neuron, surrogate
+from torch import Tensor, nn
 
 from train.config import NetConfig
+from train.fused import Drive, fire, normalise
+from train.parallel import processes, synchronised_norm
 
 
 SURROGATES = {"atan": lambda: surrogate.ATan(alpha=2.0), "sigmoid": lambda: surrogate.Sigmoid(alpha=4.0)}
+
+
+class Norm(layer.BatchNorm2d):
+    """SpikingJelly's BatchNorm2d that can leave the normalising to the LIF after it (`fused`, see train/fused.py),
+    and can take its statistics over the batches of all processes (`sync`)."""
+
+    fused = False
+    sync = False
+
+    def forward(self, x: Tensor) -> Tensor | Drive:
+        sync = self.sync and processes() > 1
+        if self.training and self.fused:
+            return normalise(self, x, sync=sync)
+        if self.training and sync:
+            return synchronised_norm(self, x, axis=2 if self.step_mode == "m" else 1)
+        return super().forward(x)
+
+
+class LIF(neuron.LIFNode):
+    """SpikingJelly's LIFNode that, `fused` and in training, computes the current of a Drive and all T steps at once."""
+
+    fused = False
+
+    def multi_step_forward(self, x_seq: Tensor | Drive) -> Tensor:
+        if self.training and self.fused:
+            return fire(self, x_seq)
+        return super().multi_step_forward(x_seq)
+
+
+def set_fused(network: nn.Module, fused: bool) -> None:
+    """Whether training steps of `network` go through train/fused.py instead of SpikingJelly's modules."""
+    for module in network.modules():
+        if isinstance(module, Norm | LIF):
+            module.fused = fused
 
 
 def activation(config: NetConfig) -> nn.Module:
@@ -21,7 +56,7 @@ def activation(config: NetConfig) -> nn.Module:
     """
     if not config.spiking:
         return nn.ReLU()
-    return neuron.LIFNode(
+    return LIF(
         tau=config.tau,
         decay_input=config.decay_input,
         v_threshold=config.v_threshold,
@@ -42,14 +77,15 @@ class Hold(nn.Module):
         super().__init__()
         self.T = T
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if x.shape[0] not in (1, self.T):
-            raise ValueError(f"event input must have T = {self.T} steps on its first axis, got {x.shape[0]}")
-        return x.expand(self.T, *x.shape[1:])
+    def forward(self, x: Tensor | Drive) -> Tensor | Drive:
+        steps = x.T if isinstance(x, Drive) else x.shape[0]
+        if steps not in (1, self.T):
+            raise ValueError(f"event input must have T = {self.T} steps on its first axis, got {steps}")
+        return x.held(self.T) if isinstance(x, Drive) else x.expand(self.T, *x.shape[1:])
 
 
 class Add(nn.Module):
     """Sum of a block's two branches; a module, so that tracing, counters and exports can name it."""
 
-    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor | Drive, y: Tensor | Drive) -> Tensor | Drive:
         return x + y

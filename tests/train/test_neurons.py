@@ -82,7 +82,7 @@ def test_decaying_inputs_fire_like_plain_ones_under_tau_times_the_threshold() ->
 def test_the_neuron_is_spikingjellys_own_with_the_settings_of_the_config() -> None:
     config = NetConfig(tau=3.0, v_threshold=0.5, v_reset=-0.25, decay_input=False, detach_reset=False)
     lif = activation(config)
-    assert type(lif) is neuron.LIFNode
+    assert isinstance(lif, neuron.LIFNode)
     assert (lif.tau, lif.v_threshold, lif.v_reset, lif.decay_input, lif.detach_reset) == (3.0, 0.5, -0.25, False, False)
     assert lif.step_mode == "m"
     assert type(activation(NetConfig(spiking=False))) is nn.ReLU

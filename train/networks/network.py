@@ -8,7 +8,7 @@ from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn
 
 from train.config import NetConfig
-from train.neurons import Hold
+from train.neurons import Hold, Norm
 
 
 class Network(nn.Module):
@@ -40,7 +40,7 @@ def conv_norm(c_in: int, c_out: int, kernel: int, stride: int, *, bias: bool = F
     """A convolution that keeps the size (divided by stride) and its batch normalisation: children `conv`, `norm`."""
     pair = nn.Sequential()
     pair.add_module("conv", layer.Conv2d(c_in, c_out, kernel, stride=stride, padding=kernel // 2, bias=bias))
-    pair.add_module("norm", layer.BatchNorm2d(c_out))
+    pair.add_module("norm", Norm(c_out))
     return pair
 
 
@@ -51,14 +51,18 @@ def initialise(network: nn.Module, config: NetConfig) -> None:
     deeper layers of a fresh student would be silent and learn late. Like threshold-dependent batch normalisation
     (Zheng et al. 2021) the normalisation's weight starts at the drive that makes a neuron fire at once.
     """
-    firing_drive = config.v_threshold * (config.tau if config.decay_input else 1.0)
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.BatchNorm2d) and config.spiking:
-            nn.init.constant_(module.weight, firing_drive)
+            nn.init.constant_(module.weight, firing_drive(config))
+
+
+def firing_drive(config: NetConfig) -> float:
+    """The drive that makes a resting neuron fire at once."""
+    return config.v_threshold * (config.tau if config.decay_input else 1.0)
 
 
 def lif_layers(network: nn.Module) -> dict[str, neuron.LIFNode]:

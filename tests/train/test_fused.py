@@ -1,0 +1,172 @@
+"""The fused step is the plain one: SpikingJelly's neuron and torch's normalisation are the oracle."""
+
+import copy
+import random
+
+import numpy as np
+import pytest
+import torch
+from spikingjelly.activation_based import functional, neuron, surrogate
+from torch import Tensor
+
+from train.config import NetConfig
+from train.fused import Drive, fire, normalise
+from train.methods.base import cross_entropy
+from train.networks import build, lif_layers
+from train.neurons import LIF, Norm, set_fused
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    return float((a - b).norm() / b.norm().clamp_min(1e-12))
+
+
+def random_lif(draw: random.Random) -> LIF:
+    function = surrogate.ATan(alpha=2.0) if draw.random() < 0.7 else surrogate.Sigmoid(alpha=4.0)
+    v_threshold = draw.uniform(0.2, 2.0)
+    return LIF(
+        tau=draw.uniform(1.01, 8.0),
+        decay_input=draw.random() < 0.5,
+        v_threshold=v_threshold,
+        v_reset=draw.choice([0.0, draw.uniform(-1.0, v_threshold - 0.1)]),
+        surrogate_function=function,
+        detach_reset=draw.random() < 0.5,
+        step_mode="m",
+    )
+
+
+def test_a_fused_lif_gives_spikingjellys_spikes_and_gradients_in_1000_random_cases() -> None:
+    differing, spikes, worst = 0, 0, 0.0
+    for seed in range(1000):
+        draw, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+        lif = random_lif(draw)
+        T, B, C = draw.randint(1, 8), draw.randint(1, 3), draw.randint(1, 40)
+        shape = (T, B, C) if draw.random() < 0.2 else (T, B, C, draw.randint(1, 6), draw.randint(1, 6))
+        x = (torch.randn(shape, generator=generator) * 2).requires_grad_()
+        g = torch.randn(shape, generator=generator)
+        plain: Tensor = lif(x)
+        fused = fire(lif, x)
+        differing += int((plain != fused).sum())
+        spikes += plain.numel()
+        (g_plain,), (g_fused,) = (torch.autograd.grad(out, x, g) for out in (plain, fused))
+        worst = max(worst, float((g_plain - g_fused).abs().max() / g_plain.abs().max()))
+        functional.reset_net(lif)
+    assert differing == 0, f"{differing} of {spikes} spikes differ"
+    assert worst < 1e-5
+
+
+@pytest.mark.parametrize("shortcut", ["none", "spikes", "normalised", "held"])
+def test_a_normalised_current_has_the_plain_gradients_and_statistics(shortcut: str) -> None:
+    torch.manual_seed(0)
+    T, B, C = 3, 4, 20
+    lif = LIF(tau=2.0, surrogate_function=surrogate.ATan(2.0), detach_reset=True, step_mode="m")
+    norms = [Norm(C, step_mode="m").double() for _ in range(2)]
+    for norm in norms:
+        torch.nn.init.uniform_(norm.weight, 0.5, 2.0)
+        torch.nn.init.uniform_(norm.bias, -1.0, 1.0)
+    x, y = (torch.randn(1 if shortcut == "held" else T, B, C, 5, 5, dtype=torch.float64) * 3 + 7 for _ in range(2))
+    if shortcut == "spikes":
+        y = (y > 7).double()
+    g = torch.randn(T, B, C, 5, 5, dtype=torch.float64)
+
+    def gradients(fused: bool) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        first, second = (copy.deepcopy(norm) for norm in norms)
+        for norm in (first, second):
+            norm.fused = fused
+        inputs = [tensor.clone().requires_grad_() for tensor in (x, y)]
+        current = first(inputs[0])
+        if shortcut == "held":
+            current = current.held(T) if isinstance(current, Drive) else current.expand(T, *current.shape[1:])
+        elif shortcut != "none":
+            current = current + (second(inputs[1]) if shortcut == "normalised" else inputs[1])
+        functional.reset_net(lif)
+        out = fire(lif, current) if fused else lif(current)
+        wanted = [inputs[0], first.weight, first.bias]
+        if shortcut == "spikes":
+            wanted.append(inputs[1])
+        elif shortcut == "normalised":
+            wanted += [inputs[1], second.weight, second.bias]
+        return out, list(torch.autograd.grad(out, wanted, g)), [b.double() for b in first.buffers()]
+
+    plain, fused = gradients(False), gradients(True)
+    assert torch.equal(plain[0], fused[0])
+    assert 0.02 < float(plain[0].detach().mean()) < 0.98
+    assert max(relative(a, b) for a, b in zip(fused[1], plain[1], strict=True)) < 1e-10
+    assert max(relative(a, b) for a, b in zip(fused[2], plain[2], strict=True)) < 1e-12
+
+
+@pytest.mark.parametrize("name", ["vgg_small", "vgg11", "resnet18"])
+def test_a_whole_network_takes_the_plain_step_in_float64(name: str) -> None:
+    torch.manual_seed(0)
+    plain = build(NetConfig(name=name, in_channels=3, size=32, width=0.25)).double().train()
+    fused = copy.deepcopy(plain).to(memory_format=torch.channels_last)
+    set_fused(fused, True)
+    images, target = torch.randn(4, 3, 32, 32, dtype=torch.float64), torch.randint(10, (4,))
+    spikes: list[list[Tensor]] = [[], []]
+    for network, kept in zip((plain, fused), spikes, strict=True):
+        for lif in lif_layers(network).values():
+            lif.register_forward_hook(lambda _module, _inputs, out, kept=kept: kept.append(out.detach()))
+        cross_entropy(network(images), target).backward()
+    assert all(torch.equal(a, b) for a, b in zip(*spikes, strict=True))
+    for (path, p), q in zip(plain.named_parameters(), fused.parameters(), strict=True):
+        assert p.grad is not None
+        assert q.grad is not None
+        # A convolution's bias before a normalisation has no gradient but rounding.
+        assert relative(q.grad, p.grad) < 1e-9 or float(p.grad.abs().max()) < 1e-12, path
+    for (path, b), c in zip(plain.named_buffers(), fused.buffers(), strict=True):
+        assert relative(c.double(), b.double()) < 1e-9, path
+
+
+def test_the_result_does_not_depend_on_the_number_of_threads() -> None:
+    torch.manual_seed(0)
+    norm, x, g = Norm(24, step_mode="m"), torch.randn(4, 8, 24, 9, 9), torch.randn(4, 8, 24, 9, 9)
+    lif = LIF(tau=2.0, surrogate_function=surrogate.ATan(2.0), step_mode="m")
+    found = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            leaf = x.clone().requires_grad_()
+            out = fire(lif, normalise(norm, leaf, sync=False))
+            found.append((out, *torch.autograd.grad(out, [leaf, norm.weight, norm.bias], g)))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_what_is_kept_for_the_way_back_is_the_convolutions_output_and_the_spikes() -> None:
+    """The normalised current and the membranes are not."""
+    network = build(NetConfig(in_channels=3, size=32)).train()
+    kept: dict[bool, dict[int, int]] = {}
+    for fused in (False, True):
+        set_fused(network, fused)
+        storages: dict[int, int] = {}
+
+        def pack(tensor: Tensor, storages: dict[int, int] = storages) -> Tensor:
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            network(torch.randn(8, 3, 32, 32))
+        kept[fused] = storages
+    assert sum(kept[True].values()) < 0.7 * sum(kept[False].values())
+
+
+def test_evaluation_is_spikingjellys_own() -> None:
+    network = build(NetConfig()).eval()
+    images = torch.randn(4, 1, 8, 8)
+    plain = network(images)
+    set_fused(network, True)
+    assert torch.equal(network(images), plain)
+
+
+@pytest.mark.parametrize(
+    ("lif", "dtype"),
+    [
+        (neuron.LIFNode(v_reset=None, step_mode="m"), torch.float32),
+        (neuron.LIFNode(surrogate_function=surrogate.Erf(), step_mode="m"), torch.float32),
+        (neuron.LIFNode(surrogate_function=surrogate.ATan(), step_mode="m"), torch.bfloat16),
+    ],
+)
+def test_a_neuron_or_type_that_the_kernels_do_not_know_is_named(lif: neuron.LIFNode, dtype: torch.dtype) -> None:
+    with pytest.raises(ValueError, match=r"the fused step .* take --engine plain"):
+        fire(lif, torch.from_numpy(np.zeros((2, 1, 3), np.float32)).to(dtype))
