@@ -35,6 +35,8 @@ class DataConfig:
     """Part of the training images that is kept apart for validation, in [0, 0.5]."""
     augment: bool = True
     """Shift the training images at random, and mirror them where mirrored images keep their class."""
+    alternate_flip: bool = False
+    """Mirror each image in every other epoch instead of at random (Jordan 2024, airbench)."""
     size: int = 32
     """Side to which images are resized and cropped, pixels (`folder` only)."""
     download: bool = False
@@ -91,24 +93,32 @@ class NetConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """How to train: SGD with Nesterov momentum, linear warm-up, cosine to zero."""
+    """How to train: one optimizer, linear warm-up, cosine to zero."""
 
+    optimizer: Literal["sgd", "muon"] = "sgd"
+    """SGD with Nesterov momentum; muon takes the body's convolutions by Muon and the rest by SGD."""
     epochs: int = 30
     """Passes over the training images."""
     batch_size: int = 128
-    """Images of one step."""
+    """Images of one step, over all devices together."""
     lr: float = 0.1
     """Peak learning rate."""
+    muon_lr: float = 0.02
+    """Peak learning rate of what Muon trains (optimizer muon only)."""
     momentum: float = 0.9
     """Momentum, in [0, 1)."""
     weight_decay: float = 5e-4
     """L2 penalty on convolution and linear weights; none on biases and normalisation."""
     warmup: float = 0.1
     """Part of all steps in which the learning rate rises linearly, in [0, 1)."""
+    ema: float = 0.0
+    """Decay of a moving average of the weights, in [0, 1); 0: none. The average is what is measured and kept, its
+    normalisation statistics estimated anew on training images."""
 
     def __post_init__(self) -> None:
         _positive(**{"optim.epochs": self.epochs, "optim.batch_size": self.batch_size, "optim.lr": self.lr})
-        for name, value in (("momentum", self.momentum), ("warmup", self.warmup)):
+        _positive(**{"optim.muon_lr": self.muon_lr})
+        for name, value in (("momentum", self.momentum), ("warmup", self.warmup), ("ema", self.ema)):
             if not 0 <= value < 1:
                 raise ValueError(f"optim.{name} must be in [0, 1), got {value}")
         if self.weight_decay < 0:
@@ -128,14 +138,33 @@ class RunConfig:
     """Seed of weights, order and augmentation."""
     resume: Literal["no", "auto"] = "no"
     """auto: continue from the run folder's state.pt if there is one."""
+    save_steps: int = 0
+    """Save the state also after every so many steps; 0: not by steps. It is always saved after an epoch."""
+    save_minutes: float = 10.0
+    """Save the state also when so many minutes have passed; 0: not by time."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes a GPU where there is one."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Arithmetic of the training step (mixed precision for bf16 and fp16)."""
+    devices: int = 1
+    """Devices (processes) on this machine that share every batch; torchrun's number wins."""
+    nodes: int = 1
+    """Machines that take part; torchrun's number wins."""
+    sync_bn: bool = False
+    """Take normalisation statistics over the batches of all devices."""
+    precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
+    """Arithmetic of the training step: mixed for bf16 and fp16 (membranes stay in fp32); fp64 for proofs."""
+    engine: Literal["auto", "plain", "fused", "compiled"] = "auto"
+    """How a step is computed: plain (SpikingJelly's modules), fused (normalisation and LIF in one pass, CPU) or
+    compiled (torch.compile); auto takes fused on a CPU and plain elsewhere."""
+    channels_last: bool = True
+    """Keep images and weights in channels-last order."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"seed must be in 0 to 2^31 - 1, got {self.seed}")
+        _positive(devices=self.devices, nodes=self.nodes)
+        for name, value in (("save_steps", self.save_steps), ("save_minutes", self.save_minutes)):
+            if value < 0:
+                raise ValueError(f"{name} must not be negative, got {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +172,13 @@ class TeacherConfig(RunConfig):
     """Train an ANN (ReLU) that a student can be distilled from."""
 
     net: NetConfig = field(default_factory=lambda: NetConfig(spiking=False, width=2.0))
+    label_smoothing: float = 0.0
+    """Part of the target that is spread over all classes, in [0, 1)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +193,18 @@ class DistillConfig(RunConfig):
     """Width of that teacher: the student's network with ReLU and so many times the channels."""
     teacher_epochs: int = 20
     """Epochs of that teacher."""
+    init_from_teacher: bool = False
+    """Start from the teacher's weights; needs a teacher of the student's own network and width."""
+    grow_T: float = 0.0
+    """Part of all steps in which the student runs 1, 2, .. net.T - 1 time steps in turn, in [0, 1)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not 0 <= self.grow_T < 1:
+            raise ValueError(f"grow_T must be in [0, 1), got {self.grow_T}")
+        if self.init_from_teacher and self.teacher is None and self.teacher_width != 1:
+            raise ValueError(
+                f"init_from_teacher needs a teacher of the student's width: set teacher_width to 1 (it is "
+                f"{self.teacher_width}) or give a teacher"
+            )
         _positive(teacher_width=self.teacher_width, teacher_epochs=self.teacher_epochs)

@@ -4,6 +4,7 @@ Shapes: N images of a split, B of a batch, C channels, H, W pixels.
 """
 
 from collections.abc import Callable, Iterator
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from train.datasets.dataset import Dataset, Split
 from train.errors import unknown
 
 
-__all__ = ["DATASETS", "Dataset", "Split", "augment", "batches", "load"]
+__all__ = ["DATASETS", "Dataset", "Shuffled", "Split", "augment", "batches", "draw_augmentation", "load"]
 
 DATASETS: dict[str, Callable[[DataConfig], Dataset]] = {
     "digits": digits.load,
@@ -36,19 +37,21 @@ def load(config: DataConfig) -> Dataset:
     return DATASETS[config.name](config)
 
 
-def augment(images: Tensor, *, generator: torch.Generator, pad: int, mirror: bool) -> Tensor:
-    """Shift every image by its own -pad to pad pixels in both directions and, with `mirror`, flip each with
-    probability 1/2.
+def draw_augmentation(B: int, *, generator: torch.Generator, pad: int) -> Tensor:
+    """Shifts down and right, 0 to 2 pad, and mirroring, 0 or 1, of B images: int64 [3, B] on the generator's device."""
+    highs = (2 * pad + 1, 2 * pad + 1, 2)
+    return torch.stack([torch.randint(h, (B,), generator=generator, device=generator.device) for h in highs])
 
-    images: [B, C, H, W] of any type; what comes in from outside is 0 (black), as in torchvision's RandomCrop with
-    padding before normalisation (He et al. 2015: pad = 4 for 32 pixels, here H // 8). All images at once, without a
-    loop; numbers are drawn on the generator's device, so a CPU generator gives the same result everywhere.
+
+def augment(images: Tensor, drawn: Tensor, *, pad: int, mirror: bool) -> Tensor:
+    """Shift every image by its own -pad to pad pixels in both directions and, with `mirror`, flip those drawn for it.
+
+    images: [B, C, H, W] of any type; drawn: [3, B] from `draw_augmentation`, on the images' device. What comes in from
+    outside is 0 (black), as in torchvision's RandomCrop with padding before normalisation (He et al. 2015: pad = 4 for
+    32 pixels, here H // 8). All images at once, without a loop.
     """
     B, _, H, W = images.shape
-    down, right, flip = (
-        torch.randint(high, (B,), generator=generator, device=generator.device).to(images.device)
-        for high in (2 * pad + 1, 2 * pad + 1, 2)
-    )
+    down, right, flip = drawn
     if pad:
         windows = zero_pad(images, (pad, pad, pad, pad)).unfold(2, H, 1).unfold(3, W, 1)  # [B, C, 2p+1, 2p+1, H, W]
         images = windows[torch.arange(B, device=images.device), :, down, right]
@@ -57,19 +60,47 @@ def augment(images: Tensor, *, generator: torch.Generator, pad: int, mirror: boo
     return images
 
 
-def batches(
-    split: Split, batch_size: int, *, generator: torch.Generator | None = None, drop_last: bool = False
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """One pass over a split: (images uint8 [B, C, H, W], labels int64 [B]), in random order if a generator is given.
-
-    drop_last leaves out a last batch that is smaller. Raises ValueError if that leaves nothing.
-    """
-    if drop_last and batch_size > len(split):
-        raise ValueError(f"a batch of {batch_size} images is larger than the {len(split)} training images")
-    images, labels = split.images, split.labels
-    order = None
-    if generator is not None:
-        order = torch.randperm(len(split), generator=generator, device=generator.device).to(labels.device)
-    for start in range(0, len(split) - (batch_size - 1 if drop_last else 0), batch_size):
+def batches(split: Split, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """One pass over a split in its order: (images uint8 [B, C, H, W], labels int64 [B])."""
+    for start in range(0, len(split), batch_size):
         rows = slice(start, start + batch_size)
-        yield (images[rows], labels[rows]) if order is None else (images[order[rows]], labels[order[rows]])
+        yield split.images[rows], split.labels[rows]
+
+
+class Shuffled:
+    """The batches of a training run. Which images a step sees, and how they are augmented, is a function of the seed
+    and the step's number alone: a run can go on at any step, and every process can take its own part of a batch."""
+
+    def __init__(self, split: Split, batch_size: int, *, config: DataConfig, seed: int, mirror: bool) -> None:
+        self.split, self.config, self.seed, self.mirror = split, config, seed, mirror
+        self.batch_size = min(batch_size, len(split))
+        self.steps = len(split) // self.batch_size
+        """Steps of one epoch; a last batch that is smaller is left out."""
+        self._order: tuple[int, Tensor] = (-1, torch.empty(0))
+
+    def __call__(self, step: int, part: slice = slice(None)) -> tuple[Tensor, Tensor]:
+        """Augmented images uint8 [b, C, H, W] and labels [b] of `part` of the batch of a step (over all epochs)."""
+        epoch, i = divmod(step, self.steps)
+        rows = self.order(epoch)[i * self.batch_size : (i + 1) * self.batch_size][part]
+        images, labels = self.split.images[rows], self.split.labels[rows]
+        if self.config.augment:
+            pad = images.shape[-1] // 8
+            generator = torch.Generator().manual_seed((self.seed + 1) << 32 | step)
+            drawn = draw_augmentation(self.batch_size, generator=generator, pad=pad)[:, part].to(images.device)
+            if self.config.alternate_flip:
+                drawn[2] = (self.first_flip[rows] + epoch) % 2
+            images = augment(images, drawn, pad=pad, mirror=self.mirror)
+        return images, labels
+
+    def order(self, epoch: int) -> Tensor:
+        """The order of the images in an epoch, int64 [N], on their device."""
+        if self._order[0] != epoch:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            self._order = epoch, torch.randperm(len(self.split), generator=generator).to(self.split.labels.device)
+        return self._order[1]
+
+    @cached_property
+    def first_flip(self) -> Tensor:
+        """Whether each image is mirrored in the first epoch, 0 or 1 [N]."""
+        drawn = torch.randint(2, (len(self.split),), generator=torch.Generator().manual_seed(self.seed))
+        return drawn.to(self.split.labels.device)

@@ -8,6 +8,15 @@ from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 
 
+class Stopped(Exception):
+    """A training run was stopped by a signal, and its state is saved; the message says how to go on."""
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(message)
+        self.status = 128 + number
+        """The exit status that a shell gives a process that the signal ended."""
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> ValueError:
     """The error for a `name` that is not one of `known`: the nearest of these first, then all of them."""
     names = list(known)
@@ -17,7 +26,8 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> ValueError:
 
 
 def exit_status(command: Callable[[], int | None]) -> int:
-    """Run a command and give its exit status: what it returns (None is 0), 2 for an error of its user, 130 for Ctrl-C.
+    """Run a command and give its exit status: what it returns (None is 0), 2 for an error of its user, 130 for Ctrl-C,
+    128 + the signal for a training run that was stopped and saved.
 
     Errors of the user are ValueError (bad usage or input), OSError (files) and ImportError (a part that is not
     installed); they are printed on stderr as `error: ...`. With the environment variable TSERVE_TRACEBACK set their
@@ -30,6 +40,9 @@ def exit_status(command: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except Stopped as stop:
+        print(stop, file=sys.stderr)
+        return stop.status
     except (ValueError, OSError, ImportError) as error:
         if os.environ.get("TSERVE_TRACEBACK"):
             traceback.print_exc()

@@ -1,26 +1,29 @@
-"""The training loop, flat: every call of Lightning Fabric is in this file."""
+"""The training loop, flat: what happens in a run, in the order in which it happens."""
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from train import engine, interrupt, optimizer, parallel
+from train.average import averaged, estimated
 from train.checkpoint import Preprocess
-from train.config import OptimConfig, RunConfig
-from train.data import Dataset, augment, batches
-from train.metrics import pick_device, run_split, summary
-from train.record import atomic, write_jsonl
+from train.config import RunConfig
+from train.data import Dataset, Shuffled
+from train.errors import Stopped
+from train.metrics import run_split, summary
+from train.record import write_jsonl
+from train.state import Progress, State
 
 
-PRECISIONS: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
-STATE_FORMAT = 1
+# Losses stay on the device for so many steps; then they are looked at, and processes agree on saving and stopping.
+LOOK_EVERY = 20
 
 # One step's named loss terms and "total", from the (wrapped) network, augmented uint8 images [B, C, H, W], target [B].
 Step = Callable[[nn.Module, Tensor, Tensor], dict[str, Tensor]]
@@ -36,148 +39,167 @@ def fit(
     identity: dict[str, Any],
     out: Path,
     title: str,
+    before_step: Callable[[float], None] = lambda done: None,
 ) -> list[dict[str, Any]]:
     """Train `network` in place and return one record an epoch; also written to out/metrics.jsonl.
 
-    After every epoch out/state.pt holds all that is needed to go on; with config.resume == "auto" training
-    does so, bit for bit, if `identity` (the settings that shape the result) is the one the state was made with.
-    Raises ValueError where it is not, ValueError also when a loss stops being finite.
+    before_step: called before each step with the part of all steps that is done, and at the end with 1.
+    out/state.pt holds all that is needed to go on; with config.resume == "auto" training does so, bit for bit, if
+    `identity` (the settings that shape the result) is the one the state was made with.
+    Raises ValueError for a state of another run, for what `engine.start` refuses, and when a loss stops being finite
+    (the last good state is kept); OSError when a state cannot be written; Stopped after a SIGTERM or Ctrl-C.
     """
-    fabric = start(config)
+    fabric = engine.start(config)
     optim = config.optim
-    optimizer = torch.optim.SGD(
-        parameter_groups(network, optim), lr=optim.lr, momentum=optim.momentum, nesterov=optim.momentum > 0
-    )
-    model, optimizer = fabric.setup(network, optimizer)
-    state_path = out / "state.pt"
-    history: list[dict[str, Any]] = []
-    if config.resume == "auto" and state_path.exists():
-        history = load_state(state_path, network, optimizer, identity)
-        print(f"{title}: resumed after epoch {len(history)} from {state_path}")
-    epochs, batch_size = config.optim.epochs, min(config.optim.batch_size, len(dataset.train.labels))
-    steps = len(dataset.train.labels) // batch_size
-    writer = SummaryWriter(str(out / "tensorboard"), purge_step=len(history))
-    for epoch in range(len(history), epochs):
-        # Order and augmentation are a function of (seed, epoch), so a resumed epoch is the one that was lost.
-        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
-        began = time.perf_counter()
-        sums: dict[str, Tensor] = {}
-        stream = batches(dataset.train, batch_size, generator=generator, drop_last=True)
-        bar = tqdm(stream, total=steps, desc=f"{title} {epoch + 1}/{epochs}", leave=False, disable=None)
-        model.train()
-        for i, (images, target) in enumerate(bar):
-            set_learning_rate(optimizer, config.optim, epoch * steps + i, epochs * steps)
-            if config.data.augment:
-                images = augment(images, generator=generator, pad=dataset.size // 8, mirror=dataset.mirror)
-            terms = step(model, images.to(fabric.device), target.to(fabric.device))
-            optimizer.zero_grad(set_to_none=True)
-            fabric.backward(terms["total"])
-            optimizer.step()
-            for name, value in terms.items():
-                sums[name] = sums[name] + value.detach() if name in sums else value.detach()
-        losses = {name: float(value) / steps for name, value in sums.items()}
-        record: dict[str, Any] = {"epoch": epoch + 1, "loss": losses}
-        if bad := [name for name, value in losses.items() if not math.isfinite(value)]:
-            kept = f"; the state after epoch {epoch} is kept in {state_path}" if epoch else ""
-            raise ValueError(
-                f"{title}: the loss stopped being finite in epoch {epoch + 1}, term {bad[0]}; "
-                f"try a smaller --optim.lr (now {config.optim.lr}){kept}"
-            )
-        record["seconds"] = time.perf_counter() - began
-        if len(dataset.val.labels):
-            measured = summary(run_split(network, dataset.val, preprocess, device=fabric.device))
-            record |= {"val_accuracy": measured["accuracy"], "val_firing_rate": measured["firing_rate"]}
-        history.append(record)
-        save_state(state_path, network, optimizer, identity, history)
-        write_jsonl(out / "metrics.jsonl", history)
-        log(writer, record)
-        print(line(record, epochs, title), flush=True)
-    writer.close()
-    return history
+    updates = optimizer.build(network, optim)
+    model, updates = fabric.setup(engine.prepare(network, config, device=fabric.device.type), updates)
+    average = averaged(network, optim.ema)
+    parts = {"network": network, "optimizer": updates, "precision": fabric.strategy.precision, "average": average}
+    state = State(path=out / "state.pt", identity=identity, parts={k: v for k, v in parts.items() if v is not None})
+    progress = Progress()
+    if config.resume == "auto" and state.path.exists():
+        progress = state.load()
+        say(f"{title}: resumed after step {progress.step} (epochs done: {len(progress.history)}) from {state.path}")
+
+    split = dataset.train.to(fabric.device)
+    stream = Shuffled(split, optim.batch_size, config=config.data, seed=config.seed, mirror=dataset.mirror)
+    part = parallel.own_part(stream.batch_size)
+    steps, total = stream.steps, stream.steps * optim.epochs
+    saves = Saves(state, config)
+    log = Log(out, total=total, title=title, resumed=progress)
+    with interrupt.caught() as signals:
+        for epoch in range(progress.step // steps, optim.epochs):
+            began = time.perf_counter()
+            model.train()
+            waiting: list[dict[str, Tensor]] = []
+            for _ in log.bar(range(progress.step % steps, steps), epoch):
+                before_step(progress.step / total)
+                optimizer.set_learning_rate(updates, optim, progress.step, total)
+                with fabric.autocast():  # for the teacher, which Fabric does not know
+                    terms = step(model, *stream(progress.step, part))
+                updates.zero_grad(set_to_none=True)
+                fabric.backward(terms["total"])
+                updates.step()
+                if average:
+                    average.update_parameters(network)
+                progress.step += 1
+                waiting.append({name: value.detach() for name, value in terms.items()})
+
+                # A pause is decided together: by one process after any step, by several when they look at the losses.
+                together = len(waiting) == LOOK_EVERY or progress.step % steps == 0
+                signal, due = 0, 0
+                if together or parallel.processes() == 1:
+                    signal, due = parallel.largest(signals[0] if signals else 0, int(saves.due(progress)))
+                if together or signal or due:
+                    look(waiting, progress, title=title, state=state, lr=optim.lr)
+                if (signal or due) and progress.step % steps:
+                    progress.seconds += time.perf_counter() - began
+                    saves.save(progress)
+                    began = time.perf_counter()
+                    stop(signal, log, progress, state)
+
+            progress.seconds += time.perf_counter() - began
+            losses = {name: value / steps for name, value in progress.losses.items()}
+            record: dict[str, Any] = {"epoch": epoch + 1, "loss": losses, "seconds": progress.seconds}
+            if len(dataset.val):
+                kept = estimated(average, split, preprocess) if average else network
+                measured = summary(run_split(kept, dataset.val, preprocess, device=fabric.device))
+                record |= {"val_accuracy": measured["accuracy"], "val_firing_rate": measured["firing_rate"]}
+            progress.history.append(record)
+            progress.losses, progress.seconds = {}, 0.0
+            saves.save(progress)
+            log.epoch(progress.history, epochs=optim.epochs)
+            stop(parallel.largest(signals[0] if signals else 0)[0], log, progress, state)
+    before_step(1.0)
+    if average:
+        network.load_state_dict(estimated(average, split, preprocess).state_dict())
+    return progress.history
 
 
-def start(config: RunConfig) -> Fabric:
-    """A Fabric on the asked device. Raises ValueError for a GPU that is not there."""
-    fabric = Fabric(accelerator=pick_device(config.device), devices=1, precision=PRECISIONS[config.precision])
-    fabric.launch()
-    return fabric
+def look(waiting: list[dict[str, Tensor]], progress: Progress, *, title: str, state: State, lr: float) -> None:
+    """Add the losses of the last steps to the epoch's and empty the list; the only place where a step is waited for.
+
+    Raises ValueError for a loss that is not finite, with the first such step and term.
+    """
+    names = list(waiting[0])
+    rows = torch.stack([torch.stack([terms[name].double() for name in names]) for terms in waiting])
+    rows = parallel.mean(rows).cpu()
+    for n, row in enumerate(rows.tolist()):
+        for name, value in zip(names, row, strict=True):
+            if not math.isfinite(value):
+                number = progress.step - len(waiting) + n + 1
+                raise ValueError(
+                    f"{title}: the loss stopped being finite at step {number}, term {name} is {value}; "
+                    f"try a smaller --optim.lr (now {lr}). {state.kept()}"
+                )
+            progress.losses[name] = progress.losses.get(name, 0.0) + value
+    waiting.clear()
 
 
-def parameter_groups(network: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
-    """Weight decay on convolution and linear weights only."""
-    decayed = [p for p in network.parameters() if p.dim() > 1]
-    others = [p for p in network.parameters() if p.dim() <= 1]
-    return [
-        {"params": decayed, "weight_decay": optim.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
+class Saves:
+    """When the state is saved within an epoch, and saving it."""
+
+    def __init__(self, state: State, config: RunConfig) -> None:
+        self.state, self.steps, self.seconds = state, config.save_steps, 60 * config.save_minutes
+        self.at_step, self.at_time = 0, time.monotonic()
+
+    def due(self, progress: Progress) -> bool:
+        """Whether enough steps or minutes have passed since the last time."""
+        late = bool(self.seconds) and time.monotonic() - self.at_time >= self.seconds
+        return late or bool(self.steps and progress.step // self.steps > self.at_step // self.steps)
+
+    def save(self, progress: Progress) -> None:
+        """Save the state in the main process; return when it is on disk."""
+        if parallel.is_main():
+            self.state.save(progress)
+        parallel.barrier()
+        self.at_step, self.at_time = progress.step, time.monotonic()
 
 
-def learning_rate(optim: OptimConfig, step: int, steps: int) -> float:
-    """Linear warm-up over the first `warmup` part of all steps, then a cosine to zero."""
-    rise = round(optim.warmup * steps)
-    if step < rise:
-        return optim.lr * (step + 1) / rise
-    return optim.lr * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+def stop(signal: int, log: "Log", progress: Progress, state: State) -> None:
+    """Raise Stopped if there was a signal; the state is saved."""
+    if signal and progress.step < log.total:
+        raise Stopped(
+            signal,
+            f"{log.title}: stopped after step {progress.step} of {log.total}; saved in {state.path}. "
+            "Go on with the same command and --resume",
+        )
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, optim: OptimConfig, step: int, steps: int) -> None:
-    """Set the rate of this step on every parameter group."""
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate(optim, step, steps)
+class Log:
+    """What a person and TensorBoard see of a run; silent in all processes but the main one."""
+
+    def __init__(self, out: Path, *, total: int, title: str, resumed: Progress) -> None:
+        self.out, self.total, self.title = out, total, title
+        self.writer = None
+        if parallel.is_main():
+            self.writer = SummaryWriter(str(out / "tensorboard"), purge_step=len(resumed.history))
+
+    def bar(self, steps: range, epoch: int) -> Iterable[int]:
+        """A progress bar over an epoch's steps, on a terminal."""
+        name = f"{self.title} epoch {epoch + 1}"
+        disable = None if self.writer else True
+        return tqdm(steps, initial=steps.start, total=steps.stop, desc=name, leave=False, disable=disable)
+
+    def epoch(self, history: list[dict[str, Any]], *, epochs: int) -> None:
+        """Write metrics.jsonl, the last record to TensorBoard, and a line."""
+        if not self.writer:
+            return
+        write_jsonl(self.out / "metrics.jsonl", history)
+        record = history[-1]
+        for name, value in record["loss"].items():
+            self.writer.add_scalar(f"loss/{name}", value, record["epoch"])
+        for name in ("val_accuracy", "val_firing_rate"):
+            if record.get(name) is not None:
+                self.writer.add_scalar(name, record[name], record["epoch"])
+        self.writer.flush()
+        say(line(record, epochs, self.title))
 
 
-def save_state(
-    path: Path,
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    identity: dict[str, Any],
-    history: list[dict[str, Any]],
-) -> None:
-    """Write what `load_state` needs, whole or not at all."""
-    content = {
-        "format": STATE_FORMAT,
-        "network": network.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "identity": identity,
-        "history": history,
-    }
-    with atomic(path) as new:
-        torch.save(content, new)
-
-
-def load_state(
-    path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, identity: dict[str, Any]
-) -> list[dict[str, Any]]:
-    """Put network and optimizer back and return the history. Raises ValueError for another run's or a damaged file."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        stored, history = content["identity"], content["history"]
-    except Exception as error:  # whatever a foreign file provokes in the reader
-        raise ValueError(f"{path}: not a training state, or a damaged one; remove it to start anew") from error
-    if differing := differences(stored, identity):
-        raise ValueError(f"{path} belongs to another run: {'; '.join(differing)}. Give another --out, or no --resume")
-    network.load_state_dict(content["network"])
-    optimizer.load_state_dict(content["optimizer"])
-    return history
-
-
-def differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """The keys in which two nested settings differ, each with both values."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = sorted(old.keys() | new.keys())
-        return [d for key in keys for d in differences(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))]
-    return [] if old == new else [f"{path} was {old!r}, is {new!r}"]
-
-
-def log(writer: SummaryWriter, record: dict[str, Any]) -> None:
-    """Send one epoch's record to TensorBoard."""
-    for name, value in record["loss"].items():
-        writer.add_scalar(f"loss/{name}", value, record["epoch"])
-    for name in ("val_accuracy", "val_firing_rate"):
-        if record.get(name) is not None:
-            writer.add_scalar(name, record[name], record["epoch"])
-    writer.flush()
+def say(text: str) -> None:
+    """Print in the main process."""
+    if parallel.is_main():
+        print(text, flush=True)
 
 
 def line(record: dict[str, Any], epochs: int, title: str) -> str:

@@ -9,6 +9,7 @@ from statistics import fmean
 import torch
 from torch import Tensor, nn
 
+from train import parallel
 from train.checkpoint import Preprocess
 from train.data import Split, batches
 from train.networks import firing_rates
@@ -39,22 +40,29 @@ def run_split(
     device: torch.device | str = "cpu",
     batch_size: int = 250,
 ) -> SplitOutputs:
-    """Run `network` in eval mode over `split`, and leave it in the mode it was in."""
+    """Run `network` in eval mode over `split`, and leave it in the mode it was in.
+
+    Several processes share the images; each gets the answers to all of them, in the split's order.
+    """
     was_training = network.training
+    n, dtype = len(split), next(network.parameters()).dtype
+    if parallel.processes() > 1:
+        split = split.take(torch.arange(n, device=split.labels.device)[parallel.own_rows(n)])
     network.eval()
     logits, labels = [], []
     sums: dict[str, Tensor] = {}
     with firing_rates(network) as rates:
         for images, target in batches(split, batch_size):
-            out = network(preprocess(images.to(device))).float().cpu()
+            out = network(preprocess(images.to(device)).to(dtype)).float().cpu()
             logits.append(out if out.dim() == 3 else out.unsqueeze(0))
-            labels.append(target)
+            labels.append(target.cpu())
             for name, rate in rates.items():
                 sums[name] = sums.get(name, torch.zeros(())) + rate.sum(1).double().cpu()
     network.train(was_training)
-    n = len(split.labels)
     return SplitOutputs(
-        logits=torch.cat(logits, 1), labels=torch.cat(labels), rates={name: s / n for name, s in sums.items()}
+        logits=parallel.gather(torch.cat(logits, 1), axis=1),
+        labels=parallel.gather(torch.cat(labels), axis=0),
+        rates={name: parallel.all_reduce(total, 0)[0] / n for name, total in sums.items()},
     )
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,16 +10,19 @@ from typing import Any
 
 import torch
 
-from train import cli, loop, record
+from train import cli, loop, parallel, record
 from train.checkpoint import Checkpoint, Preprocess
 from train.config import NetConfig, RunConfig
 from train.data import Dataset
 from train.metrics import run_split, summary
-from train.networks import build
+from train.networks import Network, build
 
 
 # Settings that do not change what is computed, so a run may be resumed under others.
-NOT_IDENTITY = ("out", "resume", "device", "teacher")
+NOT_IDENTITY = {
+    *("out", "resume", "save_steps", "save_minutes", "teacher"),
+    *("device", "devices", "nodes", "engine", "channels_last"),
+}
 
 
 def fit_to(dataset: Dataset, net: NetConfig) -> NetConfig:
@@ -56,15 +59,23 @@ class Run:
         return {"settings": settings, "dataset_md5": dict(self.dataset.md5), "teacher_sha256": self.teacher_sha256}
 
     def train(
-        self, step: loop.Step, file_name: str, *, extra: Mapping[str, Any] | None = None
+        self,
+        step: loop.Step,
+        file_name: str,
+        *,
+        initialise: Callable[[Network], None] = lambda network: None,
+        before_step: Callable[[Network, float], None] = lambda network, done: None,
+        extra: Mapping[str, Any] | None = None,
     ) -> tuple[Path, dict[str, Any]]:
         """Build, train, measure on the test split once, and write checkpoint and run.json.
 
-        Returns the checkpoint's path and its metrics, `extra` ones among them.
+        initialise: changes the fresh network; before_step: see `loop.fit`.
+        Returns the checkpoint's path and its metrics, `extra` ones among them, when the files are written.
         """
         began = time.time()
         torch.manual_seed(self.config.seed)
         network = build(self.config.net)
+        initialise(network)
         history = loop.fit(
             network,
             step,
@@ -74,7 +85,9 @@ class Run:
             identity=self.identity,
             out=self.out,
             title=self.title,
+            before_step=lambda done: before_step(network, done),
         )
+        network.float()  # of fp64
         device = next(network.parameters()).device
         metrics = {**summary(run_split(network, self.dataset.test, self.preprocess, device=device)), **(extra or {})}
         provenance = record.circumstances(
@@ -92,9 +105,11 @@ class Run:
             provenance=provenance | {"identity": self.identity},
         )
         path = self.out / file_name
-        checkpoint.save(path)
-        record.write_json(
-            self.out / "run.json",
-            {**provenance, "seconds": time.time() - began, "metrics": metrics, "history": history},
-        )
+        if parallel.is_main():
+            checkpoint.save(path)
+            record.write_json(
+                self.out / "run.json",
+                {**provenance, "seconds": time.time() - began, "metrics": metrics, "history": history},
+            )
+        parallel.barrier()
         return path, metrics

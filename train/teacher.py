@@ -36,7 +36,7 @@ def main(config: TeacherConfig) -> Result:
     run = runs.Run(config=dataclasses.replace(config, net=net, out=out), dataset=dataset, title="teacher")
 
     def step(network: nn.Module, images: Tensor, target: Tensor) -> dict[str, Tensor]:
-        ce = cross_entropy(network(run.preprocess(images)), target)
+        ce = cross_entropy(network(run.preprocess(images)), target, label_smoothing=config.label_smoothing)
         return {"ce": ce, "total": ce}
 
     path, metrics = run.train(step, "teacher.pt")

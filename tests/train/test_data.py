@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
 from train.config import DataConfig
-from train.data import DATASETS, Split, augment, batches, load
+from train.data import DATASETS, Shuffled, Split, augment, batches, draw_augmentation, load
 from train.datasets.folder import channel_statistics
 
 
@@ -87,35 +87,73 @@ def numbered(n: int) -> Split:
     return Split(images=labels.to(torch.uint8).reshape(n, 1, 1, 1), labels=labels, indices=labels)
 
 
-@given(n=st.integers(0, 60), size=st.integers(1, 70), seed=st.none() | st.integers(0, 9))
-def test_batches_give_every_image_once_with_its_label(n, size, seed):
-    generator = None if seed is None else torch.Generator().manual_seed(seed)
-    parts = list(batches(numbered(n), size, generator=generator))
+@given(n=st.integers(0, 60), size=st.integers(1, 70))
+def test_batches_give_every_image_once_with_its_label_and_in_order(n, size):
+    parts = list(batches(numbered(n), size))
     assert [len(labels) for _, labels in parts] == [size] * (n // size) + [n % size] * (n % size > 0)
     labels = torch.cat([labels for _, labels in parts]) if parts else torch.arange(0)
     assert all(torch.equal(images.flatten().long(), labels) for images, labels in parts)
-    assert torch.equal(labels.sort().values, torch.arange(n))
-    if generator is None:
-        assert torch.equal(labels, torch.arange(n))
+    assert torch.equal(labels, torch.arange(n))
 
 
-def test_batches_are_shuffled_anew_in_every_pass_and_repeat_with_the_seed():
-    generator = torch.Generator().manual_seed(0)
-    passes = [torch.cat([y for _, y in batches(numbered(50), 8, generator=generator)]) for _ in range(2)]
-    again = torch.cat([y for _, y in batches(numbered(50), 8, generator=torch.Generator().manual_seed(0))])
-    assert not torch.equal(passes[0], torch.arange(50))
-    assert not torch.equal(passes[0], passes[1])
-    assert torch.equal(passes[0], again)
+def shuffled(split: Split, size: int, *, seed: int = 0, mirror: bool = False, **config) -> Shuffled:
+    return Shuffled(split, size, config=DataConfig(**config), seed=seed, mirror=mirror)
 
 
-def test_drop_last_leaves_out_the_smaller_batch():
-    assert [len(y) for _, y in batches(numbered(25), 8, drop_last=True)] == [8, 8, 8]
-    assert [len(y) for _, y in batches(numbered(24), 8, drop_last=True)] == [8, 8, 8]
+@given(n=st.integers(1, 60), size=st.integers(1, 70), seed=st.integers(0, 9))
+def test_an_epoch_gives_every_image_of_its_whole_batches_once_with_its_label(n, size, seed):
+    stream = shuffled(numbered(n), size, seed=seed, augment=False)
+    assert (stream.batch_size, stream.steps) == (min(n, size), n // min(n, size))
+    for epoch in range(2):
+        parts = [stream(epoch * stream.steps + i) for i in range(stream.steps)]
+        assert all(len(labels) == stream.batch_size for _, labels in parts)
+        labels = torch.cat([labels for _, labels in parts])
+        assert len(labels.unique()) == len(labels)
+        assert all(torch.equal(images.flatten().long(), own) for images, own in parts)
 
 
-def test_drop_last_refuses_to_leave_nothing():
-    with pytest.raises(ValueError, match="32 images is larger than the 25"):
-        next(batches(numbered(25), 32, drop_last=True))
+def test_epochs_are_shuffled_anew_and_repeat_with_the_seed():
+    order = shuffled(numbered(50), 8).order
+    assert not torch.equal(order(0), torch.arange(50))
+    assert not torch.equal(order(0), order(1))
+    assert torch.equal(order(0), shuffled(numbered(50), 8).order(0))
+    assert not torch.equal(order(0), shuffled(numbered(50), 8, seed=1).order(0))
+
+
+def pictures(n: int, size: int = 8) -> Split:
+    generator = torch.Generator().manual_seed(n)
+    images = torch.randint(1, 255, (n, 3, size, size), generator=generator, dtype=torch.uint8)
+    return Split(images=images, labels=torch.arange(n), indices=torch.arange(n))
+
+
+def test_a_step_is_a_function_of_its_number_and_can_be_asked_for_in_any_order():
+    first, second = (shuffled(pictures(40), 8, mirror=True) for _ in range(2))
+    there = [first(step)[0] for step in range(12)]
+    back = [second(step)[0] for step in reversed(range(12))][::-1]
+    assert all(torch.equal(a, b) for a, b in zip(there, back, strict=True))
+    assert not torch.equal(shuffled(pictures(40), 8, seed=1, mirror=True)(0)[0], there[0])
+
+
+def test_the_parts_of_a_batch_are_the_batch():
+    stream = shuffled(pictures(40), 8, mirror=True)
+    whole, labels = stream(3)
+    halves = [stream(3, part) for part in (slice(0, 4), slice(4, 8))]
+    assert torch.equal(torch.cat([images for images, _ in halves]), whole)
+    assert torch.equal(torch.cat([own for _, own in halves]), labels)
+
+
+def test_alternate_flip_shows_each_image_both_ways_in_two_epochs():
+    split = pictures(16, size=4)  # H // 8 = 0: mirrored or not, nothing else
+    stream = shuffled(split, 16, mirror=True, alternate_flip=True)
+    seen = []
+    for step in range(2):
+        images, labels = stream(step)
+        assert all(
+            torch.equal(a, b) or torch.equal(a, b.flip(-1)) for a, b in zip(images, split.images[labels], strict=True)
+        )
+        seen.append(images[labels.argsort()])
+    assert torch.equal(seen[0], seen[1].flip(-1))
+    assert not torch.equal(seen[0], split.images)
 
 
 def shifted(image: torch.Tensor, down: int, right: int) -> torch.Tensor:
@@ -140,7 +178,8 @@ def shifted(image: torch.Tensor, down: int, right: int) -> torch.Tensor:
 def test_every_augmented_image_is_a_shifted_or_mirrored_copy(seed, shape, pad, mirror, dtype):
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(1, 255, shape, generator=generator).to(dtype)
-    out = augment(images, generator=generator, pad=pad, mirror=mirror)
+    drawn = draw_augmentation(len(images), generator=generator, pad=pad)
+    out = augment(images, drawn, pad=pad, mirror=mirror)
     assert (out.dtype, out.shape) == (images.dtype, images.shape)
     shifts = [(down, right) for down in range(-pad, pad + 1) for right in range(-pad, pad + 1)]
     for image, new in zip(images, out, strict=True):
@@ -151,7 +190,8 @@ def test_every_augmented_image_is_a_shifted_or_mirrored_copy(seed, shape, pad, m
 
 def test_all_shifts_and_flips_occur_equally_often_and_independently():
     image = torch.arange(1, 10, dtype=torch.uint8).reshape(1, 1, 3, 3)
-    out = augment(image.expand(18_000, 1, 3, 3), generator=torch.Generator().manual_seed(0), pad=1, mirror=True)
+    drawn = draw_augmentation(18_000, generator=torch.Generator().manual_seed(0), pad=1)
+    out = augment(image.expand(18_000, 1, 3, 3), drawn, pad=1, mirror=True)
     kinds, counts = out.flatten(1).unique(dim=0, return_counts=True)
     assert len(kinds) == 18
     assert (counts - 1000).abs().max() < 150  # five standard deviations
@@ -159,12 +199,5 @@ def test_all_shifts_and_flips_occur_equally_often_and_independently():
 
 def test_augment_without_pad_and_mirror_is_the_identity():
     images = torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8)
-    assert torch.equal(augment(images, generator=torch.Generator(), pad=0, mirror=False), images)
-
-
-def test_augment_repeats_with_the_generator_state():
-    images = torch.randint(0, 256, (64, 3, 8, 8), dtype=torch.uint8)
-    a, b = (augment(images, generator=torch.Generator().manual_seed(3), pad=1, mirror=True) for _ in range(2))
-    c = augment(images, generator=torch.Generator().manual_seed(4), pad=1, mirror=True)
-    assert torch.equal(a, b)
-    assert not torch.equal(a, c)
+    drawn = draw_augmentation(5, generator=torch.Generator(), pad=0)
+    assert torch.equal(augment(images, drawn, pad=0, mirror=False), images)

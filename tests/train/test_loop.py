@@ -2,15 +2,19 @@
 
 import dataclasses
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from train import distill, loop
+from train import distill, optimizer
 from train.checkpoint import Checkpoint
 from train.config import DataConfig, DistillConfig, NetConfig, OptimConfig
+from train.data import Shuffled
+from train.errors import Stopped
 from train.methods import METHODS
 from train.record import atomic, write_json
 
@@ -37,25 +41,32 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
     return torch.load(path, weights_only=True)["weights"]
 
 
-def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    distill.main(quick(tmp_path / "whole"))
-    saved, count = loop.save_state, 0
+@pytest.mark.parametrize("changes", [{}, {"optim": {"ema": 0.9}}, {"optim": {"optimizer": "muon"}}])
+def test_a_run_stopped_by_sigterm_at_any_step_goes_on_bit_for_bit(
+    changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = quick(tmp_path / "whole")
+    config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, **changes.get("optim", {})))
+    distill.main(config)
+    parts = dataclasses.replace(config, out=tmp_path / "parts", resume="auto")
+    draw = Shuffled.__call__
 
-    def stop_after_two(*arguments: Any) -> None:
-        nonlocal count
-        saved(*arguments)
-        count += 1
-        if count == 2:
-            raise KeyboardInterrupt
+    def stop_at_some_steps(stream: Shuffled, step: int, *arguments: Any) -> Any:
+        if step in (2, 3, 9, 15):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return draw(stream, step, *arguments)
 
-    monkeypatch.setattr(loop, "save_state", stop_after_two)
-    with pytest.raises(KeyboardInterrupt):
-        distill.main(quick(tmp_path / "parts"))
-    monkeypatch.setattr(loop, "save_state", saved)
-    assert not (tmp_path / "parts/student.pt").exists()
-    distill.main(quick(tmp_path / "parts", resume="auto"))
-    whole, parts = (weights(tmp_path / run / "student.pt") for run in ("whole", "parts"))
-    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    monkeypatch.setattr(Shuffled, "__call__", stop_at_some_steps)
+    for expected in (3, 4, 10):
+        with pytest.raises(
+            Stopped, match=rf"stopped after step {expected} of 16; saved in .*state\.pt\. Go on with"
+        ) as stop:
+            distill.main(parts)
+        assert stop.value.status == 128 + signal.SIGTERM
+        assert not (tmp_path / "parts/student.pt").exists()
+    distill.main(parts)  # the last signal comes in the last step, when there is nothing left to save for
+    whole, resumed = (weights(tmp_path / run / "student.pt") for run in ("whole", "parts"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     histories = [
         [json.loads(line) for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
         for run in ("whole", "parts")
@@ -99,7 +110,7 @@ def test_a_damaged_state_is_named(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_state(tmp_path: Path) -> None:
     config = quick(tmp_path / "run", epochs=3, optim=OptimConfig(epochs=3, batch_size=64, lr=1e30, warmup=0.0))
-    with pytest.raises(ValueError, match=r"the loss stopped being finite in epoch \d, term ce"):
+    with pytest.raises(ValueError, match=r"the loss stopped being finite at step \d+, term ce is (nan|inf)"):
         distill.main(config)
     assert not (tmp_path / "run/student.pt").exists()
 
@@ -124,7 +135,7 @@ def test_latest_points_to_the_newest_student(tmp_path: Path) -> None:
 
 def test_the_learning_rate_rises_to_its_peak_and_falls_to_nothing() -> None:
     optim = OptimConfig(lr=0.1, warmup=0.2)
-    rates = [loop.learning_rate(optim, step, 100) for step in range(100)]
+    rates = [optimizer.learning_rate(optim, step, 100) for step in range(100)]
     assert rates[0] == pytest.approx(0.1 / 20)
     assert max(rates) == pytest.approx(0.1)
     assert rates.index(max(rates)) in (19, 20)
@@ -136,7 +147,7 @@ def test_only_weights_decay() -> None:
     from train.networks import build
 
     network = build(NetConfig(name="vgg11", size=32, width=0.1))
-    decayed, others = loop.parameter_groups(network, OptimConfig(weight_decay=0.5))
+    decayed, others = optimizer.parameter_groups(network, OptimConfig(weight_decay=0.5))
     assert all(p.dim() > 1 for p in decayed["params"])
     assert (decayed["weight_decay"], others["weight_decay"]) == (0.5, 0.0)
     assert len(decayed["params"]) + len(others["params"]) == len(list(network.parameters()))

@@ -44,11 +44,15 @@ def kl_divergence(teacher_logits: Tensor, student_logits: Tensor, temperature: f
     return (teacher_log.exp() * (teacher_log - student_log)).sum(-1).mean()
 
 
-def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """Mean of -log softmax(z)[target] over [..., B, K]; every leading axis sees the same target [B]."""
+def cross_entropy(logits: Tensor, target: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+    """Mean of -log softmax(z)[target] over [..., B, K]; every leading axis sees the same target [B].
+
+    label_smoothing: part of the target that is spread evenly over the K classes (Szegedy et al. 2016).
+    """
     log_probs = logits.log_softmax(-1)
     index = target.expand(logits.shape[:-1]).unsqueeze(-1)
-    return -log_probs.gather(-1, index).mean()
+    hard = -log_probs.gather(-1, index).mean()
+    return hard if not label_smoothing else (1 - label_smoothing) * hard - label_smoothing * log_probs.mean()
 
 
 def entropy(logits: Tensor, temperature: float) -> Tensor:

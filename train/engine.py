@@ -1,0 +1,102 @@
+"""What a training step runs on: devices, precision, and the way in which the network's steps are computed."""
+
+import ctypes
+import os
+import platform
+import shutil
+from typing import Any, cast
+
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+from train.config import RunConfig
+from train.metrics import pick_device
+from train.neurons import Norm, set_fused
+
+
+PRECISIONS: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed", "fp64": "64-true"}
+
+# mallopt's numbers in glibc's malloc.h.
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+
+
+def start(config: RunConfig) -> Fabric:
+    """A launched Fabric on the asked devices.
+
+    Raises ValueError for devices or a precision that this machine does not have, before anything is computed.
+    """
+    device = pick_device(config.device)
+    check_precision(config.precision, device)
+    devices, nodes = config.devices, config.nodes
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun has started the processes and says how many
+        devices, nodes = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["GROUP_WORLD_SIZE"])
+    if device == "cuda" and devices > torch.cuda.device_count():
+        raise ValueError(f"--devices {devices}: this machine has {torch.cuda.device_count()} CUDA devices")
+    if device == "cpu":
+        keep_freed_memory()
+    fabric = Fabric(
+        accelerator=device,
+        devices=devices,
+        num_nodes=nodes,
+        strategy="ddp" if devices * nodes > 1 else "auto",
+        precision=PRECISIONS[config.precision],
+    )
+    fabric.launch()
+    return fabric
+
+
+def prepare(network: nn.Module, config: RunConfig, *, device: str) -> nn.Module:
+    """The module whose calls are training steps of `network`, with the same parameters.
+
+    Sets `network` to the memory format, the normalisation and the engine that `config` asks for.
+    """
+    engine = pick_engine(config.engine, device=device, precision=config.precision)
+    if config.channels_last:
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for module in network.modules():
+        if isinstance(module, Norm):
+            module.sync = config.sync_bn
+    set_fused(network, engine == "fused" and bool(network.config.spiking))  # type: ignore[union-attr]
+    if engine == "compiled":
+        return cast(nn.Module, torch.compile(network))
+    return network
+
+
+def pick_engine(asked: str, *, device: str, precision: str) -> str:
+    """auto, plain, fused or compiled -> plain, fused or compiled.
+
+    auto is what benchmarks/train_speed.py found fastest from the first step on: fused on a CPU in fp32 and fp64, and
+    plain, which is SpikingJelly's own choice of kernels, elsewhere.
+    Raises ValueError for an engine that this device, precision or machine does not have.
+    """
+    able = device == "cpu" and precision in ("fp32", "fp64")
+    if asked == "auto":
+        return "fused" if able else "plain"
+    if asked == "fused" and not able:
+        raise ValueError(
+            f"--engine fused computes on a CPU in fp32 or fp64, not in {precision} on {device}; take plain"
+        )
+    if asked == "compiled" and device == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
+        raise ValueError("--engine compiled needs a C++ compiler (g++ or clang++); take fused, which needs none")
+    return asked
+
+
+def check_precision(precision: str, device: str) -> None:
+    """Raise ValueError for a precision that the device lacks."""
+    if precision == "fp16" and device == "cpu":
+        raise ValueError("--precision fp16 needs a GPU; a CPU has fp32, bf16 and fp64")
+    if precision == "bf16" and device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise ValueError(f"--precision bf16: {torch.cuda.get_device_name()} has no bf16; take fp16 or fp32")
+
+
+def keep_freed_memory() -> None:
+    """Let glibc's malloc keep freed activations for the next step instead of giving them back to the kernel.
+
+    Otherwise every large activation is mapped, zeroed page by page and unmapped again in every step, which costs a
+    student as much time as its neurons (docs/training.md). Other C libraries are left as they are.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1), (M_TOP_PAD, 256 << 20)):
+            libc.mallopt(option, value)
