@@ -13,6 +13,7 @@ from train.neurons import Norm
 
 # Training images on which the normalisation statistics are estimated.
 ESTIMATE_ON = 10_000
+BATCH = 250
 
 
 def averaged(network: nn.Module, decay: float) -> AveragedModel | None:
@@ -27,7 +28,8 @@ def estimated(average: AveragedModel, split: Split, preprocess: Preprocess) -> n
     for module in network.modules():
         if isinstance(module, Norm):
             module.sync = False  # every process sees the same images here
-    head = split.take(torch.arange(min(ESTIMATE_ON, len(split)), device=split.labels.device))
+    whole = min(ESTIMATE_ON, len(split) // BATCH * BATCH) or len(split)  # equal batches: each counts the same
+    head = split.take(torch.arange(whole, device=split.labels.device))
     dtype = next(network.parameters()).dtype
-    update_bn((preprocess(images).to(dtype) for images, _ in batches(head, 250)), network)
+    update_bn((preprocess(images).to(dtype) for images, _ in batches(head, BATCH)), network)
     return network

@@ -157,14 +157,18 @@ class RunConfig:
     compiled (torch.compile); auto takes fused on a CPU and plain elsewhere."""
     channels_last: bool = True
     """Keep images and weights in channels-last order."""
+    compress_spikes: bool = False
+    """Keep spikes for the way back as bytes: less memory, a little slower."""
+    checkpoint_segments: int = 0
+    """Keep only what stands between so many segments of the network and compute the rest twice; 0: keep all."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"seed must be in 0 to 2^31 - 1, got {self.seed}")
         _positive(devices=self.devices, nodes=self.nodes)
-        for name, value in (("save_steps", self.save_steps), ("save_minutes", self.save_minutes)):
-            if value < 0:
-                raise ValueError(f"{name} must not be negative, got {value}")
+        for name in ("save_steps", "save_minutes", "checkpoint_segments"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)

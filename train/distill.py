@@ -125,7 +125,7 @@ def load_teacher(config: DistillConfig, dataset: Dataset) -> Checkpoint:
 
     Raises ValueError for a teacher of other classes, channels or image size.
     """
-    from train import runs, teacher
+    from train import parallel, runs, teacher
     from train.checkpoint import Checkpoint
 
     if config.teacher is None:
@@ -140,7 +140,7 @@ def load_teacher(config: DistillConfig, dataset: Dataset) -> Checkpoint:
         path = config.out / "teacher" / "teacher.pt"
         identity = runs.Run(config=wanted, dataset=dataset, title="teacher").identity
         if path.exists() and Checkpoint.load(path).provenance.get("identity") == identity:
-            print(f"teacher: {path} was trained with these settings; used again")
+            parallel.say(f"teacher: {path} was trained with these settings; used again")
         else:
             path = teacher.main(wanted).path
         return Checkpoint.load_teacher(path)
@@ -170,14 +170,16 @@ def command(argv: list[str]) -> None:
         variants={"method": METHODS},
     )
     result = main(config)
+    from train.parallel import say  # as all that needs torch, after parsing
+
     steps = "  ".join(f"T'={t} {a:.2%}" for t, a in enumerate(result.accuracy_by_T, 1))
-    print()
+    say("")
     if result.teacher_accuracy is not None:
-        print(f"teacher: {result.teacher_accuracy:.2%} on the test split")
-    print(f"student: {result.accuracy:.2%} on the test split   {steps}")
-    print(f"written: {result.path}  (runs/latest points to its folder)")
-    print(f"next:    python -m train.evaluate {result.path}")
-    print(f"         python -m export.bundle {result.path}")
+        say(f"teacher: {result.teacher_accuracy:.2%} on the test split")
+    say(f"student: {result.accuracy:.2%} on the test split   {steps}")
+    say(f"written: {result.path}  (runs/latest points to its folder)")
+    say(f"next:    python -m train.evaluate {result.path}")
+    say(f"         python -m export.bundle {result.path}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from torch import nn
 
 from train.config import RunConfig
 from train.metrics import pick_device
+from train.networks import Network
 from train.neurons import Norm, set_fused
 
 
@@ -46,10 +47,10 @@ def start(config: RunConfig) -> Fabric:
     return fabric
 
 
-def prepare(network: nn.Module, config: RunConfig, *, device: str) -> nn.Module:
+def prepare(network: Network, config: RunConfig, *, device: str) -> nn.Module:
     """The module whose calls are training steps of `network`, with the same parameters.
 
-    Sets `network` to the memory format, the normalisation and the engine that `config` asks for.
+    Sets `network` to the memory format, normalisation, checkpointing and engine that `config` asks for.
     """
     engine = pick_engine(config.engine, device=device, precision=config.precision)
     if config.channels_last:
@@ -57,7 +58,8 @@ def prepare(network: nn.Module, config: RunConfig, *, device: str) -> nn.Module:
     for module in network.modules():
         if isinstance(module, Norm):
             module.sync = config.sync_bn
-    set_fused(network, engine == "fused" and bool(network.config.spiking))  # type: ignore[union-attr]
+    set_fused(network, engine == "fused" and network.config.spiking)
+    network.segments = config.checkpoint_segments if network.config.spiking else 0
     if engine == "compiled":
         return cast(nn.Module, torch.compile(network))
     return network

@@ -9,19 +9,22 @@ Shapes: T steps, B images, C channels; a tensor that is the same at every step h
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
-import numba
 import numpy as np
 import torch
-from numba import config
 from spikingjelly.activation_based import neuron, surrogate
 from torch import Tensor, nn
 
-from train import kernels
 from train.parallel import all_reduce, update_running_statistics
+
+
+if TYPE_CHECKING:
+    from train import kernels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +69,8 @@ def normalise(norm: nn.BatchNorm2d, x: Tensor, *, sync: bool) -> Drive:
     """
     rows = as_rows(x.detach())
     L = tile(x.shape[2])
-    sums, squares = np.zeros((2, kernels.PARTS, L))
-    run(kernels.moments, rows, L, sums, squares)
+    sums, squares = np.zeros((2, loops().PARTS, L))
+    run(loops().moments, rows, L, sums, squares)
     totals = torch.stack([per_channel(sums, x.shape[2]), per_channel(squares, x.shape[2])])
     count = rows.size // x.shape[2]
     if sync:
@@ -101,7 +104,7 @@ class _Fire(torch.autograd.Function):
         ctx.save_for_backward(*(term.x for term in terms))
         spikes = np.empty((T, x[0].numel()), numpy_type(x.dtype))
         rows = tuple(as_rows(term.x) for term in terms)
-        run(kernels.spikes, rows, *affine(terms, x)[:2], spikes, ctx.neuron)
+        run(loops().spikes, rows, *affine(terms, x)[:2], spikes, ctx.neuron)
         return as_images(spikes, (T, *x.shape[1:]))
 
     @staticmethod
@@ -112,9 +115,9 @@ class _Fire(torch.autograd.Function):
         scales, shifts, means = affine(terms, terms[0].x)
         L, normed = scales.shape[1], sum(term.mean is not None for term in terms)
         g_drive = np.empty_like(rows[0])
-        sums, products = np.zeros((kernels.PARTS, L)), np.zeros((normed, kernels.PARTS, L))
+        sums, products = np.zeros((loops().PARTS, L)), np.zeros((normed, loops().PARTS, L))
         steps = (scales, shifts, means, as_rows(g_spikes), g_drive, sums, products)
-        run(kernels.drive_gradient, rows, *steps, ctx.neuron)
+        run(loops().drive_gradient, rows, *steps, ctx.neuron)
         result: list[Tensor | None] = []
         for k, term in enumerate(terms):
             # The last term's gradient takes the place of the current's.
@@ -146,7 +149,7 @@ def norm_gradient(
     slope = -scale * term.invstd**2 * everywhere[1] / term.count
     shift = -scale * everywhere[0] / term.count
     tiled = (tiles(values, term.x.dtype, L) for values in (term.mean, scale, slope, shift))
-    run(kernels.input_gradient, g_drive, as_rows(term.x), *tiled, out)
+    run(loops().input_gradient, g_drive, as_rows(term.x), *tiled, out)
     g_weight = None if term.weight is None else (g_product * term.invstd).to(term.weight.dtype)
     g_bias = None if term.bias is None else g_sum.to(term.bias.dtype)
     return as_images(out, term.x.shape), g_weight, g_bias
@@ -172,7 +175,7 @@ def constants(lif: neuron.LIFNode, dtype: torch.dtype) -> kernels.Neuron:
     if lif.v_reset is None or not isinstance(function, surrogate.ATan | surrogate.Sigmoid):
         raise ValueError("the fused step knows hard reset and the surrogates ATan and Sigmoid; take --engine plain")
     number = numpy_type(dtype)
-    return kernels.Neuron(
+    return loops().Neuron(
         zero=number(0),
         one=number(1),
         tau=number(lif.tau),
@@ -196,7 +199,7 @@ def numpy_type(dtype: torch.dtype) -> Any:
 
 def tile(C: int) -> int:
     """Length of the kernels' tile for C channels."""
-    return C * max(1, kernels.TILE // C)
+    return C * max(1, loops().TILE // C)
 
 
 def tiles(values: Tensor, dtype: torch.dtype, L: int) -> np.ndarray:
@@ -225,5 +228,20 @@ def as_images(rows: np.ndarray, shape: tuple[int, ...]) -> Tensor:
 
 def run(kernel: Callable[..., None], *arguments: Any) -> None:
     """Run a kernel on torch's number of threads."""
-    numba.set_num_threads(min(torch.get_num_threads(), config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+    import numba
+
+    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
     kernel(*arguments)
+
+
+@cache
+def loops() -> Any:
+    """The module train.kernels, loaded at the first training step: commands that only evaluate or export need none.
+
+    Numba reads how many threads it may ever use when it is imported, and all of them spin between two kernels, so
+    that two processes with a core each would be in each other's way: it is told torch's number.
+    """
+    os.environ.setdefault("NUMBA_NUM_THREADS", str(torch.get_num_threads()))  # Numba looks there again when it compiles
+    from train import kernels
+
+    return kernels

@@ -17,7 +17,9 @@ from train.checkpoint import Preprocess
 from train.config import RunConfig
 from train.data import Dataset, Shuffled
 from train.errors import Stopped
+from train.memory import spikes_as_bytes
 from train.metrics import run_split, summary
+from train.networks import Network
 from train.record import write_jsonl
 from train.state import Progress, State
 
@@ -30,7 +32,7 @@ Step = Callable[[nn.Module, Tensor, Tensor], dict[str, Tensor]]
 
 
 def fit(
-    network: nn.Module,
+    network: Network,
     step: Step,
     *,
     dataset: Dataset,
@@ -59,7 +61,9 @@ def fit(
     progress = Progress()
     if config.resume == "auto" and state.path.exists():
         progress = state.load()
-        say(f"{title}: resumed after step {progress.step} (epochs done: {len(progress.history)}) from {state.path}")
+        parallel.say(
+            f"{title}: resumed after step {progress.step} (epochs done: {len(progress.history)}) from {state.path}"
+        )
 
     split = dataset.train.to(fabric.device)
     stream = Shuffled(split, optim.batch_size, config=config.data, seed=config.seed, mirror=dataset.mirror)
@@ -75,7 +79,8 @@ def fit(
             for _ in log.bar(range(progress.step % steps, steps), epoch):
                 before_step(progress.step / total)
                 optimizer.set_learning_rate(updates, optim, progress.step, total)
-                with fabric.autocast():  # for the teacher, which Fabric does not know
+                # Autocast is for the teacher, which Fabric does not know.
+                with fabric.autocast(), spikes_as_bytes(network, config.compress_spikes):
                     terms = step(model, *stream(progress.step, part))
                 updates.zero_grad(set_to_none=True)
                 fabric.backward(terms["total"])
@@ -98,6 +103,7 @@ def fit(
                     began = time.perf_counter()
                     stop(signal, log, progress, state)
 
+            parallel.share_buffers(network)
             progress.seconds += time.perf_counter() - began
             losses = {name: value / steps for name, value in progress.losses.items()}
             record: dict[str, Any] = {"epoch": epoch + 1, "loss": losses, "seconds": progress.seconds}
@@ -193,13 +199,7 @@ class Log:
             if record.get(name) is not None:
                 self.writer.add_scalar(name, record[name], record["epoch"])
         self.writer.flush()
-        say(line(record, epochs, self.title))
-
-
-def say(text: str) -> None:
-    """Print in the main process."""
-    if parallel.is_main():
-        print(text, flush=True)
+        parallel.say(line(record, epochs, self.title))
 
 
 def line(record: dict[str, Any], epochs: int, title: str) -> str:

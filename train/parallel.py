@@ -1,9 +1,10 @@
 """Several processes that train together: sums, splits and statistics over them. With one process, nothing happens."""
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn import functional as differentiable
 
 
 def processes() -> int:
@@ -19,6 +20,12 @@ def rank() -> int:
 def is_main() -> bool:
     """Whether this process is the one that prints and writes files."""
     return rank() == 0
+
+
+def say(text: str) -> None:
+    """Print in the main process."""
+    if is_main():
+        print(text, flush=True)
 
 
 def barrier() -> None:
@@ -70,6 +77,13 @@ def all_reduce(values: Tensor, count: int) -> tuple[Tensor, int]:
     return together[:-1].view_as(values).to(values.device), round(together[-1].item())
 
 
+def share_buffers(network: nn.Module) -> None:
+    """Give every process the main one's running statistics: without sync_bn each has seen other batches."""
+    if processes() > 1:
+        for buffer in network.buffers():
+            dist.broadcast(buffer, 0)
+
+
 def gather(values: Tensor, *, axis: int) -> Tensor:
     """The processes' tensors, which may differ in length along `axis`, one after the other along it."""
     if processes() == 1:
@@ -77,6 +91,18 @@ def gather(values: Tensor, *, axis: int) -> Tensor:
     parts: list[Tensor] = [torch.empty(0)] * processes()
     dist.all_gather_object(parts, values)
     return torch.cat(parts, axis)
+
+
+class _Sum(torch.autograd.Function):
+    """The sum of a tensor over all processes; its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(_ctx: Any, values: Tensor) -> Tensor:
+        return all_reduce(values, 0)[0]
+
+    @staticmethod
+    def backward(_ctx: Any, *grads: Tensor) -> Tensor:
+        return all_reduce(grads[0], 0)[0]
 
 
 def device() -> torch.device:
@@ -92,7 +118,7 @@ def synchronised_norm(norm: nn.BatchNorm2d, x: Tensor, *, axis: int) -> Tensor:
     """
     dims = [d for d in range(x.dim()) if d != axis]
     wide = x.double()
-    sums: Tensor = differentiable.all_reduce(torch.stack([wide.sum(dims), (wide**2).sum(dims)]))
+    sums: Tensor = _Sum.apply(torch.stack([wide.sum(dims), (wide**2).sum(dims)]))
     _, count = all_reduce(sums.detach(), x.numel() // x.shape[axis])
     average = sums[0] / count
     variance = sums[1] / count - average**2

@@ -21,7 +21,7 @@ from train.networks import Network, build
 # Settings that do not change what is computed, so a run may be resumed under others.
 NOT_IDENTITY = {
     *("out", "resume", "save_steps", "save_minutes", "teacher"),
-    *("device", "devices", "nodes", "engine", "channels_last"),
+    *("device", "devices", "nodes", "engine", "channels_last", "compress_spikes", "checkpoint_segments"),
 }
 
 

@@ -49,8 +49,10 @@ def command(argv: list[str]) -> None:
         TeacherConfig, argv=argv, prog="python -m train.teacher", description=__doc__ or "", recipe_dir=RECIPES
     )
     result = main(config)
-    print(f"\nteacher: {result.accuracy:.2%} on the test split\nwritten: {result.path}")
-    print(f"next:    python -m train.distill --data.name {config.data.name} --teacher {result.path}")
+    from train.parallel import say  # as all that needs torch, after parsing
+
+    say(f"\nteacher: {result.accuracy:.2%} on the test split\nwritten: {result.path}")
+    say(f"next:    python -m train.distill --data.name {config.data.name} --teacher {result.path}")
 
 
 if __name__ == "__main__":

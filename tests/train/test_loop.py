@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from train import distill, optimizer
+from train import distill, state
 from train.checkpoint import Checkpoint
 from train.config import DataConfig, DistillConfig, NetConfig, OptimConfig
 from train.data import Shuffled
@@ -115,6 +115,104 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_state(tmp_pat
     assert not (tmp_path / "run/student.pt").exists()
 
 
+def test_a_loss_that_turns_nan_is_named_by_step_and_term_and_the_last_good_state_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, teacher: Path
+) -> None:
+    config = quick(tmp_path / "run", method=METHODS["tser"], teacher=teacher)
+    loss, calls = type(config.method).loss, 0
+
+    def nan_at_step_7(*arguments: Any) -> dict[str, torch.Tensor]:
+        nonlocal calls
+        calls += 1
+        terms = loss(*arguments)
+        return terms if calls != 7 else {**terms, "kl": terms["kl"] * torch.nan, "total": terms["total"] * torch.nan}
+
+    monkeypatch.setattr(type(config.method), "loss", nan_at_step_7)
+    message = r"at step 7, term kl is nan; .* The state saved last is kept in .*state\.pt; --resume goes on from it"
+    with pytest.raises(ValueError, match=message):
+        distill.main(config)
+    kept = torch.load(tmp_path / "run/state.pt", weights_only=True)
+    assert kept["progress"]["step"] == 4
+    assert all(bool(value.isfinite().all()) for value in kept["network"].values())
+
+
+def test_a_state_that_cannot_be_written_is_named_and_the_one_before_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, calls = torch.save, 0
+
+    def full_disk(content: Any, path: Path) -> None:
+        nonlocal calls
+        calls += 1
+        write(content, path)
+        if calls == 2:
+            path.write_bytes(path.read_bytes()[:100])
+            raise RuntimeError("PytorchStreamWriter failed writing file data/7: file write failed")
+
+    monkeypatch.setattr(state.torch, "save", full_disk)
+    with pytest.raises(
+        OSError, match=r"state\.pt: could not be written \(.* MB free there.*\)\. The state saved last is kept"
+    ):
+        distill.main(quick(tmp_path / "run"))
+    assert torch.load(tmp_path / "run/state.pt", weights_only=True)["progress"]["step"] == 4
+    assert not list((tmp_path / "run").glob(".state*"))
+
+
+def test_a_state_of_a_newer_format_is_refused(tmp_path: Path) -> None:
+    distill.main(quick(tmp_path / "run", epochs=1))
+    path = tmp_path / "run/state.pt"
+    torch.save({**torch.load(path, weights_only=True), "format": 99}, path)
+    with pytest.raises(ValueError, match=r"training state of format 99; this version reads \d+"):
+        distill.main(quick(tmp_path / "run", epochs=1, resume="auto"))
+
+
+def test_the_state_is_saved_by_steps_and_by_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save, saved = state.State.save, []
+    monkeypatch.setattr(state.State, "save", lambda self, progress: saved.append(progress.step) or save(self, progress))
+    distill.main(quick(tmp_path / "steps", epochs=2, save_steps=3))
+    assert saved == [3, 4, 6, 8]
+    saved.clear()
+    distill.main(quick(tmp_path / "time", epochs=2, save_minutes=1e-9))
+    assert saved == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+def test_a_student_may_grow_its_time_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [distill.steps_at(i / 12, T=4, grow_T=0.5) for i in range(12)] == [1, 1, 2, 2, 3, 3, 4, 4, 4, 4, 4, 4]
+    assert (distill.steps_at(0.0, T=4, grow_T=0.0), distill.steps_at(0.0, T=1, grow_T=0.5)) == (4, 1)
+    seen: list[int] = []
+    loss = type(METHODS["ce"]).loss
+
+    def keep_T(self: Any, student: Any, *others: Any) -> Any:
+        seen.append(len(student.logits))
+        return loss(self, student, *others)
+
+    monkeypatch.setattr(type(METHODS["ce"]), "loss", keep_T)
+    distill.main(quick(tmp_path / "run", epochs=2, grow_T=0.5, net=NetConfig(width=0.25, T=3)))
+    assert seen == [1, 1, 2, 2, 3, 3, 3, 3]
+    assert len(Checkpoint.load(tmp_path / "run/student.pt").metrics["accuracy_by_T"]) == 3
+
+
+def test_a_student_may_start_from_its_teachers_weights(tmp_path: Path) -> None:
+    config = quick(
+        tmp_path / "run", epochs=1, method=METHODS["skd"], teacher_epochs=1, teacher_width=1.0, init_from_teacher=True
+    )
+    distill.main(dataclasses.replace(config, optim=dataclasses.replace(config.optim, lr=1e-12)))
+    teacher, student = (weights(tmp_path / "run" / name) for name in ("teacher/teacher.pt", "student.pt"))
+    name = "body.conv2.conv.weight"
+    assert torch.allclose(student[name], teacher[name], atol=1e-6)
+    assert torch.allclose(student["stem.norm.weight"], 2 * teacher["stem.norm.weight"], atol=1e-6)
+
+
+def test_a_teacher_of_another_width_cannot_give_its_weights(teacher: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="init_from_teacher needs a teacher of the student's width: set teacher_width"):
+        quick(tmp_path, init_from_teacher=True)
+    message = r"--init_from_teacher needs a teacher of the student's network and width: stem\.conv\.weight is \["
+    with pytest.raises(ValueError, match=message):
+        distill.main(quick(tmp_path / "a", method=METHODS["skd"], teacher=teacher, init_from_teacher=True))
+    with pytest.raises(ValueError, match=r"this method has no teacher; take --method\.name tser or skd"):
+        distill.main(quick(tmp_path / "b", teacher=teacher, init_from_teacher=True))
+
+
 def test_a_teacher_that_was_trained_with_the_same_settings_is_used_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -131,26 +229,6 @@ def test_latest_points_to_the_newest_student(tmp_path: Path) -> None:
     for name in ("a", "b"):
         distill.main(quick(tmp_path / "elsewhere" / name, epochs=1))
     assert (tmp_path / "runs/latest").resolve() == tmp_path / "elsewhere/b"
-
-
-def test_the_learning_rate_rises_to_its_peak_and_falls_to_nothing() -> None:
-    optim = OptimConfig(lr=0.1, warmup=0.2)
-    rates = [optimizer.learning_rate(optim, step, 100) for step in range(100)]
-    assert rates[0] == pytest.approx(0.1 / 20)
-    assert max(rates) == pytest.approx(0.1)
-    assert rates.index(max(rates)) in (19, 20)
-    assert sorted(rates[20:], reverse=True) == rates[20:]
-    assert rates[-1] < 1e-4
-
-
-def test_only_weights_decay() -> None:
-    from train.networks import build
-
-    network = build(NetConfig(name="vgg11", size=32, width=0.1))
-    decayed, others = optimizer.parameter_groups(network, OptimConfig(weight_decay=0.5))
-    assert all(p.dim() > 1 for p in decayed["params"])
-    assert (decayed["weight_decay"], others["weight_decay"]) == (0.5, 0.0)
-    assert len(decayed["params"]) + len(others["params"]) == len(list(network.parameters()))
 
 
 def test_a_writer_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:

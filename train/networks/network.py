@@ -8,6 +8,7 @@ from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn
 
 from train.config import NetConfig
+from train.memory import in_segments
 from train.neurons import Hold, Norm
 
 
@@ -19,12 +20,14 @@ class Network(nn.Module):
     classifier. Membranes start at v_reset in every call.
     """
 
-    def __init__(self, config: NetConfig, stem: nn.Module, body: nn.Module) -> None:
+    def __init__(self, config: NetConfig, stem: nn.Sequential, body: nn.Sequential) -> None:
         super().__init__()
         self.config = config
         self.stem = stem
         self.hold = Hold(config.T)
         self.body = body
+        self.segments = 0
+        """Segments of `body` between which a training step keeps its values; 0: it keeps all (train/memory.py)."""
         functional.set_step_mode(self, "m" if config.spiking else "s")
         initialise(self, config)
 
@@ -33,7 +36,10 @@ class Network(nn.Module):
             return self.body(self.stem(images))
         functional.reset_net(self.body)
         frames = images.unsqueeze(0) if images.dim() == 4 else images
-        return self.body(self.hold(self.stem(frames)))
+        drive = self.hold(self.stem(frames))
+        if self.segments and self.training and torch.is_grad_enabled():
+            return in_segments(self.body, drive, self.segments)
+        return self.body(drive)
 
 
 def conv_norm(c_in: int, c_out: int, kernel: int, stride: int, *, bias: bool = False) -> nn.Sequential:

@@ -1,0 +1,77 @@
+"""What a step runs on: asked for what is not there, it says so before the first step."""
+
+import contextlib
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from train import engine
+from train.config import NetConfig, RunConfig
+from train.networks import build
+from train.neurons import LIF, Norm
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "precision", "found"),
+    [
+        ("auto", "cpu", "fp32", "fused"),
+        ("auto", "cpu", "fp64", "fused"),
+        ("auto", "cpu", "bf16", "plain"),
+        ("auto", "cuda", "fp32", "plain"),
+        ("plain", "cpu", "fp32", "plain"),
+        ("fused", "cpu", "fp32", "fused"),
+    ],
+)
+def test_auto_takes_the_fused_step_where_there_is_one(asked: str, device: str, precision: str, found: str) -> None:
+    assert engine.pick_engine(asked, device=device, precision=precision) == found
+
+
+@pytest.mark.parametrize(("device", "precision"), [("cuda", "fp32"), ("cpu", "bf16")])
+def test_fused_where_there_is_none_is_refused(device: str, precision: str) -> None:
+    with pytest.raises(ValueError, match="--engine fused computes on a CPU in fp32 or fp64"):
+        engine.pick_engine("fused", device=device, precision=precision)
+
+
+def test_compiled_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine.shutil, "which", lambda name: None)
+    with pytest.raises(ValueError, match=r"--engine compiled needs a C\+\+ compiler"):
+        engine.pick_engine("compiled", device="cpu", precision="fp32")
+
+
+def test_a_precision_that_the_device_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="--precision fp16 needs a GPU; a CPU has fp32, bf16 and fp64"):
+        engine.check_precision("fp16", "cpu")
+    old = {"is_bf16_supported": lambda including_emulation: False, "get_device_name": lambda: "Tesla V100"}
+    monkeypatch.setattr(engine.torch, "cuda", SimpleNamespace(**old))
+    with pytest.raises(ValueError, match="--precision bf16: Tesla V100 has no bf16; take fp16 or fp32"):
+        engine.check_precision("bf16", "cuda")
+
+
+def test_prepare_sets_every_layer_and_shares_the_parameters() -> None:
+    network = build(NetConfig())
+    model = engine.prepare(network, RunConfig(sync_bn=True), device="cpu")
+    layers = [module for module in network.modules() if isinstance(module, Norm | LIF)]
+    assert layers
+    assert all(module.fused for module in layers)
+    assert all(module.sync for module in layers if isinstance(module, Norm))
+    assert network.stem.conv.weight.is_contiguous(memory_format=torch.channels_last)
+    assert list(model.parameters()) == list(network.parameters())
+    engine.prepare(network, RunConfig(engine="plain"), device="cpu")
+    assert not any(module.fused for module in layers)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_spikes_stay_exact_under_a_lower_precision(precision: str) -> None:
+    """The membrane and its comparison are float32 in every engine: spikes are 0 or 1, nothing between."""
+    network = build(NetConfig())
+    model = engine.prepare(network, RunConfig(precision=precision), device="cpu").train()
+    seen: list[torch.Tensor] = []
+    for module in network.modules():
+        if isinstance(module, LIF):
+            module.register_forward_hook(lambda _module, _inputs, out: seen.append(out.detach().float()))
+    low = torch.autocast("cpu", torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
+    with low:
+        model(torch.randn(4, 1, 8, 8))
+    values = torch.cat([spikes.flatten() for spikes in seen]).unique()
+    assert values.tolist() == [0.0, 1.0]
