@@ -238,8 +238,8 @@ def run(kernel: Callable[..., None], *arguments: Any) -> None:
 def loops() -> Any:
     """The module train.kernels, loaded at the first training step: commands that only evaluate or export need none.
 
-    Numba reads how many threads it may ever use when it is imported, and all of them spin between two kernels, so
-    that two processes with a core each would be in each other's way: it is told torch's number.
+    Numba reads how many threads it may use when it is imported, and sets OpenMP's number to it at its first parallel
+    loop, torch's with it: it is told torch's number.
     """
     os.environ.setdefault("NUMBA_NUM_THREADS", str(torch.get_num_threads()))  # Numba looks there again when it compiles
     from train import kernels

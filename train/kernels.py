@@ -18,7 +18,7 @@ from numba import config
 PARTS = 32
 TILE = 1024  # of L; three rows of a tile per step fit into 32 KiB at T = 4
 
-# OpenMP's threads wait beside torch's; those of Numba's own layer would compete with them (244 ms a step, not 197).
+# Under OpenMP the loops run on torch's own threads; others would compete with them (244 ms a step, not 197).
 config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]  # type: ignore[attr-defined]
 
 _jit = numba.njit(cache=True, error_model="numpy")

@@ -140,7 +140,7 @@ print(torch.get_num_threads(), hashlib.sha256(b"".join(t.detach().numpy().tobyte
 def test_the_result_does_not_depend_on_the_number_of_threads() -> None:
     found = {}
     for threads in ("1", "2"):
-        environment = {**os.environ, "OMP_NUM_THREADS": threads}
+        environment = {**os.environ, "OMP_NUM_THREADS": threads, "NUMBA_NUM_THREADS": threads}
         command = [sys.executable, "-c", STEP]
         done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=True)
         used, digest = done.stdout.split()
