@@ -1,5 +1,6 @@
 """Several processes that train together: sums, splits and statistics over them. With one process, nothing happens."""
 
+import os
 from typing import Any
 
 import torch
@@ -20,6 +21,11 @@ def rank() -> int:
 def is_main() -> bool:
     """Whether this process is the one that prints and writes files."""
     return rank() == 0
+
+
+def starts_as_main() -> bool:
+    """`is_main` before the processes know each other: by what torchrun or Fabric told this one."""
+    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
 
 
 def say(text: str) -> None:

@@ -1,5 +1,6 @@
 """What a run leaves behind: files that are whole or absent, and enough of its circumstances to repeat it."""
 
+import fcntl
 import json
 import os
 import platform
@@ -39,6 +40,23 @@ def atomic(path: Path) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Keep other processes from writing the same run; the system lets go when this one ends, however it ends.
+
+    Raises ValueError where another process holds the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"{folder}: another process is training there; wait for it, end it, or give another --out"
+            ) from None
+        yield
 
 
 def write_json(path: Path, content: Any) -> None:

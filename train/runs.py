@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -71,7 +72,19 @@ class Run:
 
         initialise: changes the fresh network; before_step: see `loop.fit`.
         Returns the checkpoint's path and its metrics, `extra` ones among them, when the files are written.
+        Raises ValueError where another process trains in the same folder, and what `loop.fit` raises.
         """
+        with record.only_writer(self.out) if parallel.starts_as_main() else nullcontext():
+            return self._train(step, file_name, initialise, before_step, extra or {})
+
+    def _train(
+        self,
+        step: loop.Step,
+        file_name: str,
+        initialise: Callable[[Network], None],
+        before_step: Callable[[Network, float], None],
+        extra: Mapping[str, Any],
+    ) -> tuple[Path, dict[str, Any]]:
         began = time.time()
         torch.manual_seed(self.config.seed)
         network = build(self.config.net)
@@ -89,7 +102,7 @@ class Run:
         )
         network.float()  # of fp64
         device = next(network.parameters()).device
-        metrics = {**summary(run_split(network, self.dataset.test, self.preprocess, device=device)), **(extra or {})}
+        metrics = {**summary(run_split(network, self.dataset.test, self.preprocess, device=device)), **extra}
         provenance = record.circumstances(
             config=cli.to_dict(self.config),
             seed=self.config.seed,

@@ -16,7 +16,7 @@ from train.config import DataConfig, DistillConfig, NetConfig, OptimConfig
 from train.data import Shuffled
 from train.errors import Stopped
 from train.methods import METHODS
-from train.record import atomic, write_json
+from train.record import atomic, only_writer, write_json
 
 
 def quick(out: Path, *, epochs: int = 4, **changes: Any) -> DistillConfig:
@@ -156,6 +156,12 @@ def test_a_state_that_cannot_be_written_is_named_and_the_one_before_is_kept(
         distill.main(quick(tmp_path / "run"))
     assert torch.load(tmp_path / "run/state.pt", weights_only=True)["progress"]["step"] == 4
     assert not list((tmp_path / "run").glob(".state*"))
+
+
+def test_a_folder_in_which_another_process_trains_is_refused(tmp_path: Path) -> None:
+    with only_writer(tmp_path / "run"), pytest.raises(ValueError, match="another process is training there"):
+        distill.main(quick(tmp_path / "run", epochs=1))
+    distill.main(quick(tmp_path / "run", epochs=1))
 
 
 def test_a_state_of_a_newer_format_is_refused(tmp_path: Path) -> None:
