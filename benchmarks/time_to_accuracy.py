@@ -147,6 +147,28 @@ def table(content: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def comparison(names: list[str], target: str, folder: Path = Path("results")) -> str:
+    """Several results beside each other as Markdown, one line each (docs/training.md)."""
+    lines = [f"| flags | test accuracy | runs at {float(target):.0%} | epochs to it | seconds to it | s an epoch |"]
+    lines.append("|---|---|---|---|---|---|")
+    for name in names:
+        content = json.loads((folder / f"time_to_accuracy-{name}.json").read_text())
+        found, last, runs = content["summary"][target], content["summary"]["test_accuracy"], content["runs"]
+        epoch = mean(row["train_seconds"] / row["epochs"] for row in runs)
+        reached = [
+            f"{found[k]['mean']:.1f} +- {found[k]['std']:.1f}" if k in found else "" for k in ("epochs", "seconds")
+        ]
+        cells = [
+            f"`{' '.join(content['settings']['flags']) or 'defaults'}`",
+            f"{last['mean']:.2%} +- {last['std']:.2%}",
+            f"{found['runs_that_reached_it']} of {len(runs)}",
+            *reached,
+            f"{epoch:.2f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def command(argv: list[str]) -> None:
     """Parse and run."""
     own, flags = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])

@@ -5,6 +5,7 @@ import hashlib
 import json
 import warnings
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,6 +24,12 @@ class CheckpointError(ValueError):
     """A file that cannot be used as a checkpoint; the message says which and why."""
 
 
+@lru_cache(maxsize=64)
+def _per_channel(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """[C, 1, 1]; kept, because making a tensor on a GPU from numbers waits for the GPU, and every step needs it."""
+    return torch.tensor(values, dtype=dtype, device=device)[:, None, None]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Preprocess:
     """From an image to what the network sees: resize and crop to size x size, scale to [0, 1], then normalise."""
@@ -38,7 +45,7 @@ class Preprocess:
         """Images [..., C, H, W], uint8 or float in [0, 1], to normalised floats (float32 unless given as float64)."""
         if images.dtype == torch.uint8:
             images = images.float() / 255
-        mean, std = (images.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
+        mean, std = (_per_channel(values, images.dtype, images.device) for values in (self.mean, self.std))
         return (images - mean) / std
 
 

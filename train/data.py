@@ -86,7 +86,8 @@ class Shuffled:
         if self.config.augment:
             pad = images.shape[-1] // 8
             generator = torch.Generator().manual_seed((self.seed + 1) << 32 | step)
-            drawn = draw_augmentation(self.batch_size, generator=generator, pad=pad)[:, part].to(images.device)
+            drawn = draw_augmentation(self.batch_size, generator=generator, pad=pad)[:, part]
+            drawn = drawn.to(images.device, non_blocking=True)
             if self.config.alternate_flip:
                 drawn[2] = (self.first_flip[rows] + epoch) % 2
             images = augment(images, drawn, pad=pad, mirror=self.mirror)

@@ -69,7 +69,7 @@ def fit(
     stream = Shuffled(split, optim.batch_size, config=config.data, seed=config.seed, mirror=dataset.mirror)
     part = parallel.own_part(stream.batch_size)
     steps, total = stream.steps, stream.steps * optim.epochs
-    saves = Saves(state, config)
+    saves = Saves(state, config, progress)
     log = Log(out, total=total, title=title, resumed=progress)
     with interrupt.caught() as signals:
         for epoch in range(progress.step // steps, optim.epochs):
@@ -145,9 +145,9 @@ def look(waiting: list[dict[str, Tensor]], progress: Progress, *, title: str, st
 class Saves:
     """When the state is saved within an epoch, and saving it."""
 
-    def __init__(self, state: State, config: RunConfig) -> None:
+    def __init__(self, state: State, config: RunConfig, progress: Progress) -> None:
         self.state, self.steps, self.seconds = state, config.save_steps, 60 * config.save_minutes
-        self.at_step, self.at_time = 0, time.monotonic()
+        self.at_step, self.at_time = progress.step, time.monotonic()
 
     def due(self, progress: Progress) -> bool:
         """Whether enough steps or minutes have passed since the last time."""
