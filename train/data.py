@@ -6,6 +6,7 @@ Shapes: N images of a split, B of a batch, C channels, H, W pixels.
 from collections.abc import Callable, Iterator
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad as zero_pad
@@ -67,6 +68,11 @@ def batches(split: Split, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         yield split.images[rows], split.labels[rows]
 
 
+def keyed(*key: int) -> torch.Generator:
+    """A generator of its own for every key. torch's takes 32 bits of a seed, so the key is hashed into them."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+
+
 class Shuffled:
     """The batches of a training run. Which images a step sees, and how they are augmented, is a function of the seed
     and the step's number alone: a run can go on at any step, and every process can take its own part of a batch."""
@@ -85,8 +91,7 @@ class Shuffled:
         images, labels = self.split.images[rows], self.split.labels[rows]
         if self.config.augment:
             pad = images.shape[-1] // 8
-            generator = torch.Generator().manual_seed((self.seed + 1) << 32 | step)
-            drawn = draw_augmentation(self.batch_size, generator=generator, pad=pad)[:, part]
+            drawn = draw_augmentation(self.batch_size, generator=keyed(self.seed, 1, step), pad=pad)[:, part]
             drawn = drawn.to(images.device, non_blocking=True)
             if self.config.alternate_flip:
                 drawn[2] = (self.first_flip[rows] + epoch) % 2
@@ -96,12 +101,12 @@ class Shuffled:
     def order(self, epoch: int) -> Tensor:
         """The order of the images in an epoch, int64 [N], on their device."""
         if self._order[0] != epoch:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-            self._order = epoch, torch.randperm(len(self.split), generator=generator).to(self.split.labels.device)
+            order = torch.randperm(len(self.split), generator=keyed(self.seed, 0, epoch))
+            self._order = epoch, order.to(self.split.labels.device)
         return self._order[1]
 
     @cached_property
     def first_flip(self) -> Tensor:
         """Whether each image is mirrored in the first epoch, 0 or 1 [N]."""
-        drawn = torch.randint(2, (len(self.split),), generator=torch.Generator().manual_seed(self.seed))
+        drawn = torch.randint(2, (len(self.split),), generator=keyed(self.seed, 2))
         return drawn.to(self.split.labels.device)

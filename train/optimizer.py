@@ -69,7 +69,10 @@ class Muon(torch.optim.Optimizer):
                 if p.grad is None:
                     continue
                 gradient = p.grad if group["muon"] else p.grad.add(p, alpha=group["weight_decay"])
-                buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+                state = self.state[p]
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(p)
+                buffer = state["momentum_buffer"]
                 buffer.mul_(group["momentum"]).add_(gradient)
                 update = gradient.add(buffer, alpha=group["momentum"])
                 rate = group["lr"]

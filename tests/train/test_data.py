@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
 from train.config import DataConfig
-from train.data import DATASETS, Shuffled, Split, augment, batches, draw_augmentation, load
+from train.data import DATASETS, Shuffled, Split, augment, batches, draw_augmentation, keyed, load
 from train.datasets.folder import channel_statistics
 
 
@@ -132,6 +132,20 @@ def test_a_step_is_a_function_of_its_number_and_can_be_asked_for_in_any_order():
     back = [second(step)[0] for step in reversed(range(12))][::-1]
     assert all(torch.equal(a, b) for a, b in zip(there, back, strict=True))
     assert not torch.equal(shuffled(pictures(40), 8, seed=1, mirror=True)(0)[0], there[0])
+
+
+def test_another_seed_or_step_draws_another_augmentation_and_another_order():
+    def drawn(*key: int) -> torch.Tensor:
+        return draw_augmentation(64, generator=keyed(*key), pad=4)
+
+    keys = [(0, 1, 3), (1, 1, 3), (7, 1, 3), (2**31 - 1, 1, 3), (0, 1, 4), (0, 0, 3), (0, 2)]
+    found = [drawn(*key) for key in keys]
+    assert not any(torch.equal(a, b) for i, a in enumerate(found) for b in found[:i])
+    assert torch.equal(drawn(*keys[0]), found[0])
+    split, flat = pictures(40), {"mirror": False}
+    first, second = (shuffled(split, 40, seed=seed, **flat) for seed in (0, 1))
+    second._order = first._order = (0, torch.arange(40))
+    assert not torch.equal(first(0)[0], second(0)[0])
 
 
 def test_the_parts_of_a_batch_are_the_batch():
