@@ -61,9 +61,13 @@ class SpeedConfig:
     out: Path | None = None
     """The JSON file; default results/train_speed-NET-TT-bB-PRECISION-DEVICE.json."""
 
+    def __post_init__(self) -> None:
+        if min(self.T, self.batch_size, self.size, self.rounds, self.steps) < 1:
+            raise ValueError("T, batch_size, size, rounds and steps must be at least 1")
+
 
 def main(config: SpeedConfig) -> dict[str, Any]:
-    """Run every variant in turn, write the JSON and return it."""
+    """Run every variant in turn, write the JSON and return it. Raises ValueError if none of them runs."""
     from train.record import git_state, versions, write_json
 
     rounds: list[dict[str, Any]] = []
@@ -73,7 +77,10 @@ def main(config: SpeedConfig) -> dict[str, Any]:
             rounds[-1][variant] = found = in_a_process(config, variant)
             text = found.get("error") or f"{1e3 * found['seconds']:.1f} ms, {found['peak_bytes'] / 1e9:.2f} GB"
             print(f"round {number + 1}/{config.rounds}  {variant:13s}{text}", flush=True)
-    device = next(found["device"] for found in rounds[0].values() if "device" in found)
+    devices = [found["device"] for row in rounds for found in row.values() if "device" in found]
+    if not devices:
+        raise ValueError("no variant ran")
+    device = devices[0]
     settings = {k: v for k, v in cli.to_dict(config).items() if k not in ("one", "out", "device")}
     content = {
         "settings": settings,
@@ -186,15 +193,19 @@ def our_step(config: SpeedConfig, images: Any, target: Any) -> Callable[[], None
 def spikingjelly_step(config: SpeedConfig, images: Any, target: Any) -> Callable[[], None]:
     """A step as SpikingJelly's classification examples take it, of the same layers (all of them its own)."""
     import torch
-    from spikingjelly.activation_based import functional
+    from spikingjelly.activation_based import functional, layer, neuron
     from torch.nn.functional import cross_entropy
 
     from train.checkpoint import Preprocess
     from train.config import NetConfig
     from train.networks import build
+    from train.neurons import LIF, Norm
 
     network = build(NetConfig(name=config.net, T=config.T, in_channels=3, size=config.size)).to(images.device).train()
     layers = torch.nn.Sequential(network.stem, network.body)
+    for module in layers.modules():  # ours differ from their parents in what SpikingJelly's users do not have
+        if isinstance(module, LIF | Norm):
+            module.__class__ = neuron.LIFNode if isinstance(module, LIF) else layer.BatchNorm2d  # type: ignore[assignment]
     updates = torch.optim.SGD(layers.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4)
     preprocess = Preprocess(mean=(0.5,) * 3, std=(0.25,) * 3, size=config.size)
     scaler = torch.amp.GradScaler(images.device.type, enabled=config.precision == "fp16")
@@ -292,6 +303,11 @@ def cpu_name() -> str:
 def command(argv: list[str]) -> None:
     """Parse and run."""
     config = cli.parse(SpeedConfig, argv=argv, prog="python benchmarks/train_speed.py", description=__doc__ or "")
+    from train.networks import NETWORKS
+
+    for name in (config.net, config.teacher):
+        if name not in NETWORKS:
+            raise cli.unknown("network", name, NETWORKS)
     if unknown := [v for v in (*config.variants, config.one or "ann") if v not in VARIANTS]:
         raise cli.unknown("variant", unknown[0], VARIANTS)
     if config.one:

@@ -46,6 +46,8 @@ class DataConfig:
         _positive(**{"data.size": self.size})
         if self.limit is not None:
             _positive(**{"data.limit": self.limit})
+        if self.alternate_flip and not self.augment:
+            raise ValueError("data.alternate_flip mirrors augmented images: it needs data.augment")
         if not 0 <= self.val_fraction <= 0.5:
             raise ValueError(f"data.val_fraction must be in [0, 0.5], got {self.val_fraction}")
 
@@ -147,20 +149,20 @@ class RunConfig:
     devices: int = 1
     """Devices (processes) on this machine that share every batch; torchrun's number wins."""
     nodes: int = 1
-    """Machines that take part; torchrun's number wins."""
+    """Machines that take part; torchrun's number wins. Without it each needs NODE_RANK, MASTER_ADDR and MASTER_PORT."""
     sync_bn: bool = False
     """Take normalisation statistics over the batches of all devices."""
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
     """Arithmetic of the training step: mixed for bf16 and fp16 (membranes stay in fp32); fp64 for proofs."""
     engine: Literal["auto", "plain", "fused", "compiled"] = "auto"
-    """How a step is computed: plain (SpikingJelly's modules), fused (normalisation and LIF in one pass, CPU) or
-    compiled (torch.compile); auto takes fused on a CPU and plain elsewhere."""
+    """How a student's step is computed: plain (SpikingJelly's modules), fused (normalisation and LIF in one pass, CPU)
+    or compiled (torch.compile, teachers too); auto takes fused on a CPU and plain elsewhere."""
     channels_last: bool = True
     """Keep images and weights in channels-last order."""
     compress_spikes: bool = False
     """Keep spikes for the way back as bytes: less memory, a little slower."""
     checkpoint_segments: int = 0
-    """Keep only what stands between so many segments of the network and compute the rest twice; 0: keep all."""
+    """Keep only what stands between so many segments of a student and compute the rest twice; 0: keep all."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**31:

@@ -32,6 +32,8 @@ def start(config: RunConfig) -> Fabric:
     devices, nodes = config.devices, config.nodes
     if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun has started the processes and says how many
         devices, nodes = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["GROUP_WORLD_SIZE"])
+    elif nodes > 1 and (missing := [n for n in ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT") if n not in os.environ]):
+        raise ValueError(f"--nodes {nodes}: start with torchrun, or set {', '.join(missing)} on every machine")
     if device == "cuda" and devices > torch.cuda.device_count():
         raise ValueError(f"--devices {devices}: this machine has {torch.cuda.device_count()} CUDA devices")
     if device == "cpu":
@@ -53,6 +55,10 @@ def prepare(network: Network, config: RunConfig, *, device: str) -> nn.Module:
     Sets `network` to the memory format, normalisation, checkpointing and engine that `config` asks for.
     """
     engine = pick_engine(config.engine, device=device, precision=config.precision)
+    if engine == "compiled" and (config.compress_spikes or config.checkpoint_segments):
+        raise ValueError(
+            "--engine compiled decides by itself what it keeps: no --compress_spikes, --checkpoint_segments"
+        )
     if config.channels_last:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     for module in network.modules():
@@ -68,8 +74,8 @@ def prepare(network: Network, config: RunConfig, *, device: str) -> nn.Module:
 def pick_engine(asked: str, *, device: str, precision: str) -> str:
     """auto, plain, fused or compiled -> plain, fused or compiled.
 
-    auto is what benchmarks/train_speed.py found fastest from the first step on: fused on a CPU in fp32 and fp64, and
-    plain, which is SpikingJelly's own choice of kernels, elsewhere.
+    auto is fused on a CPU in fp32 (benchmarks/train_speed.py: nearly as fast as compiled, without its minute of
+    compiling) and fp64, and plain, which is SpikingJelly's own choice of kernels, elsewhere.
     Raises ValueError for an engine that this device, precision or machine does not have.
     """
     able = device == "cpu" and precision in ("fp32", "fp64")

@@ -3,6 +3,9 @@
 Inside a student, values travel as [T, B, ...], or as [1, B, ...] while they are the same at every step.
 """
 
+from typing import Any
+
+import torch
 from spikingjelly.activation_based import layer, neuron, surrogate
 from torch import Tensor, nn
 
@@ -31,9 +34,20 @@ class Norm(layer.BatchNorm2d):
 
 
 class LIF(neuron.LIFNode):
-    """SpikingJelly's LIFNode that, `fused` and in training, computes the current of a Drive and all T steps at once."""
+    """SpikingJelly's LIFNode with membranes in float32 under mixed precision; `fused` and in training, it computes the
+    current of a Drive and all T steps at once."""
 
     fused = False
+
+    def materialize_states(self, inputs: tuple[Any, ...], states: tuple[Any, ...], step_mode: str) -> tuple[Any, ...]:
+        """SpikingJelly's membranes take the input's type; here a half-precision current charges a float32 one."""
+        x = inputs[0][0] if step_mode == "m" else inputs[0]
+        if x.dtype not in (torch.bfloat16, torch.float16):
+            return super().materialize_states(inputs, states, step_mode)
+        v = states[0]
+        if not isinstance(v, Tensor) or v.shape != x.shape:
+            v = torch.full_like(x, self.v_reset, dtype=torch.float32)
+        return (v.float(), *states[1:])
 
     def multi_step_forward(self, x_seq: Tensor | Drive) -> Tensor:
         if self.training and self.fused:

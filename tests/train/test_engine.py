@@ -1,6 +1,5 @@
 """What a step runs on: asked for what is not there, it says so before the first step."""
 
-import contextlib
 from types import SimpleNamespace
 
 import pytest
@@ -61,17 +60,32 @@ def test_prepare_sets_every_layer_and_shares_the_parameters() -> None:
     assert not any(module.fused for module in layers)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_spikes_stay_exact_under_a_lower_precision(precision: str) -> None:
-    """The membrane and its comparison are float32 in every engine: spikes are 0 or 1, nothing between."""
+def test_membranes_stay_float32_under_mixed_precision() -> None:
+    """Each LIF fires as it does for the same bf16 current in float32."""
     network = build(NetConfig())
-    model = engine.prepare(network, RunConfig(precision=precision), device="cpu").train()
-    seen: list[torch.Tensor] = []
+    model = engine.prepare(network, RunConfig(precision="bf16"), device="cpu").train()
+    seen: list[tuple[LIF, torch.Tensor, torch.Tensor]] = []
     for module in network.modules():
         if isinstance(module, LIF):
-            module.register_forward_hook(lambda _module, _inputs, out: seen.append(out.detach().float()))
-    low = torch.autocast("cpu", torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
-    with low:
-        model(torch.randn(4, 1, 8, 8))
-    values = torch.cat([spikes.flatten() for spikes in seen]).unique()
-    assert values.tolist() == [0.0, 1.0]
+            module.register_forward_hook(lambda lif, inputs, out: seen.append((lif, inputs[0].detach(), out.detach())))
+    with torch.autocast("cpu", torch.bfloat16):
+        model(torch.randn(64, 1, 8, 8))
+    assert len(seen) == 6
+    for lif, current, spikes in list(seen):
+        assert (current.dtype, spikes.dtype, lif.v.dtype) == (torch.bfloat16, torch.bfloat16, torch.float32)
+        lif.reset()
+        assert torch.equal(lif(current.float()), spikes.float())
+
+
+def test_compiled_and_less_memory_exclude_each_other() -> None:
+    for less in ({"compress_spikes": True}, {"checkpoint_segments": 2}):
+        with pytest.raises(ValueError, match="--engine compiled decides by itself what it keeps"):
+            engine.prepare(build(NetConfig()), RunConfig(engine="compiled", **less), device="cpu")
+
+
+def test_several_nodes_without_torchrun_need_to_know_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TORCHELASTIC_RUN_ID", "NODE_RANK", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    with pytest.raises(ValueError, match="--nodes 2: start with torchrun, or set NODE_RANK, MASTER_PORT on every"):
+        engine.start(RunConfig(nodes=2, device="cpu"))
