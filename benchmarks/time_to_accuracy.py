@@ -35,6 +35,8 @@ class TimeConfig:
     """Name of the results: results/time_to_accuracy-NAME.json."""
     runs: Path = Path("runs/time_to_accuracy")
     """Where the runs are kept."""
+    compare: tuple[str, ...] = ()
+    """Train nothing; print the results of these names beside each other for the first target."""
     teacher: Path | None = None
     """Checkpoint of a teacher; its time is then not part of the report."""
 
@@ -54,7 +56,10 @@ def main(config: TimeConfig, flags: list[str]) -> dict[str, Any]:
         command = [sys.executable, "-m", "train.distill", *flags, *taught, "--seed", str(seed), "--out", str(out)]
         done = subprocess.run([*command, "--resume", "auto"], check=False)
         if done.returncode:
-            raise ValueError(f"the run of seed {seed} ended with status {done.returncode}: {' '.join(command)}")
+            raise ValueError(
+                f"the run of seed {seed} ended with status {done.returncode}: {' '.join(command)}; "
+                "runs with other flags need another --name or --runs"
+            )
         run = json.loads((out / "run.json").read_text())
         rows.append(row(run, seed, config.targets))
         if teacher is None and (out / "teacher/teacher.pt").exists():
@@ -173,7 +178,11 @@ def command(argv: list[str]) -> None:
     """Parse and run."""
     own, flags = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
     prog = "python benchmarks/time_to_accuracy.py"
-    main(cli.parse(TimeConfig, argv=own, prog=prog, description=__doc__ or ""), flags)
+    config = cli.parse(TimeConfig, argv=own, prog=prog, description=__doc__ or "")
+    if config.compare:
+        print(comparison(list(config.compare), str(config.targets[0])))
+    else:
+        main(config, flags)
 
 
 if __name__ == "__main__":

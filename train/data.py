@@ -79,6 +79,8 @@ class Shuffled:
 
     def __init__(self, split: Split, batch_size: int, *, config: DataConfig, seed: int, mirror: bool) -> None:
         self.split, self.config, self.seed, self.mirror = split, config, seed, mirror
+        if config.alternate_flip and not mirror:
+            raise ValueError("data.alternate_flip: a mirrored image of this data set is not of the same class")
         self.batch_size = min(batch_size, len(split))
         self.steps = len(split) // self.batch_size
         """Steps of one epoch; a last batch that is smaller is left out."""

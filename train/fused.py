@@ -19,8 +19,9 @@ import numpy as np
 import torch
 from spikingjelly.activation_based import neuron, surrogate
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-from train.parallel import all_reduce, update_running_statistics
+from train.parallel import all_reduce, processes, update_running_statistics
 
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def normalise(norm: nn.BatchNorm2d, x: Tensor, *, sync: bool) -> Drive:
     totals = torch.stack([per_channel(sums, x.shape[2]), per_channel(squares, x.shape[2])])
     count = rows.size // x.shape[2]
     if sync:
-        totals, count = all_reduce(totals, count)
+        totals, count = all_reduce(totals), count * processes()  # every process has as many (parallel.own_part)
     mean = totals[0] / count
     variance = (totals[1] / count - mean**2).clamp_min(0)
     update_running_statistics(norm, mean, variance, count)
@@ -88,7 +89,11 @@ def fire(lif: neuron.LIFNode, drive: Drive | Tensor) -> Tensor:
     drive = drive if isinstance(drive, Drive) else Drive((Term(x=drive),), drive.shape[0])
     terms = sorted(drive.terms, key=lambda term: term.mean is None)  # the normalised ones first
     if len(terms) > 1:
-        terms = [replace(term, x=term.x.expand(drive.T, *term.x.shape[1:])) for term in terms]
+        # A term of one step counts T times beside one of T steps.
+        terms = [
+            replace(term, x=term.x.expand(drive.T, *term.x.shape[1:]), count=term.count * drive.T // len(term.x))
+            for term in terms
+        ]
     tensors = [tensor for term in terms for tensor in (term.x, term.weight, term.bias)]
     spikes: Tensor = _Fire.apply(lif, terms, drive.T, *tensors)
     return spikes
@@ -108,6 +113,7 @@ class _Fire(torch.autograd.Function):
         return as_images(spikes, (T, *x.shape[1:]))
 
     @staticmethod
+    @once_differentiable  # the kernels leave the graph
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (g_spikes,) = grads
         terms = [replace(term, x=x) for term, x in zip(ctx.terms, ctx.saved_tensors, strict=True)]
@@ -144,7 +150,7 @@ def norm_gradient(
     g_sum, g_product = per_channel(sums, C), per_channel(products, C)
     everywhere = torch.stack([g_sum, g_product])
     if term.sync:
-        everywhere, _ = all_reduce(everywhere, 0)
+        everywhere = all_reduce(everywhere)
     scale = term.invstd if term.weight is None else term.invstd * term.weight.double()
     slope = -scale * term.invstd**2 * everywhere[1] / term.count
     shift = -scale * everywhere[0] / term.count
@@ -242,6 +248,11 @@ def loops() -> Any:
     loop, torch's with it: it is told torch's number.
     """
     os.environ.setdefault("NUMBA_NUM_THREADS", str(torch.get_num_threads()))  # Numba looks there again when it compiles
-    from train import kernels
-
+    try:
+        from train import kernels
+    except RuntimeError as error:  # Numba's, where it can keep its compiled loops neither here nor in the home folder
+        raise ValueError(
+            f"the fused step cannot be compiled ({error}): set NUMBA_CACHE_DIR to a folder that can be written, "
+            "or take --engine plain"
+        ) from error
     return kernels

@@ -12,7 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from train import engine, interrupt, optimizer, parallel
-from train.average import averaged, estimated
+from train.average import Average, estimated
 from train.checkpoint import Preprocess
 from train.config import RunConfig
 from train.data import Dataset, Shuffled
@@ -55,7 +55,7 @@ def fit(
     optim = config.optim
     updates = optimizer.build(network, optim)
     model, updates = fabric.setup(engine.prepare(network, config, device=fabric.device.type), updates)
-    average = averaged(network, optim.ema)
+    average = Average(network, optim.ema) if optim.ema else None
     parts = {"network": network, "optimizer": updates, "precision": fabric.strategy.precision, "average": average}
     state = State(path=out / "state.pt", identity=identity, parts={k: v for k, v in parts.items() if v is not None})
     progress = Progress()
@@ -65,6 +65,12 @@ def fit(
             f"{title}: resumed after step {progress.step} (epochs done: {len(progress.history)}) from {state.path}"
         )
 
+    newest, oldest = parallel.largest(progress.step, -progress.step)
+    if newest != -oldest:
+        raise ValueError(
+            f"{title}: one process starts from step {newest} and another from step {-oldest}; "
+            f"all nodes need the same folder {out}, on a disk that they share"
+        )
     split = dataset.train.to(fabric.device)
     stream = Shuffled(split, optim.batch_size, config=config.data, seed=config.seed, mirror=dataset.mirror)
     part = parallel.own_part(stream.batch_size)
@@ -86,7 +92,7 @@ def fit(
                 fabric.backward(terms["total"])
                 updates.step()
                 if average:
-                    average.update_parameters(network)
+                    average.update(network)
                 progress.step += 1
                 waiting.append({name: value.detach() for name, value in terms.items()})
 
@@ -116,6 +122,7 @@ def fit(
             saves.save(progress)
             log.epoch(progress.history, epochs=optim.epochs)
             stop(parallel.largest(signals[0] if signals else 0)[0], log, progress, state)
+    log.close()
     before_step(1.0)
     if average:
         network.load_state_dict(estimated(average, split, preprocess).state_dict())
@@ -155,16 +162,21 @@ class Saves:
         return late or bool(self.steps and progress.step // self.steps > self.at_step // self.steps)
 
     def save(self, progress: Progress) -> None:
-        """Save the state in the main process; return when it is on disk."""
+        """Save the state in the main process; return when it is on disk. An error there ends all processes."""
+        error: Exception | None = None
         if parallel.is_main():
-            self.state.save(progress)
-        parallel.barrier()
+            try:
+                self.state.save(progress)
+            except (OSError, ValueError) as caught:
+                error = caught
+        if any(parallel.largest(int(error is not None))):
+            raise error or OSError(f"{self.state.path}: the main process could not save the state")
         self.at_step, self.at_time = progress.step, time.monotonic()
 
 
 def stop(signal: int, log: "Log", progress: Progress, state: State) -> None:
     """Raise Stopped if there was a signal; the state is saved."""
-    if signal and progress.step < log.total:
+    if signal:
         raise Stopped(
             signal,
             f"{log.title}: stopped after step {progress.step} of {log.total}; saved in {state.path}. "
@@ -180,6 +192,11 @@ class Log:
         self.writer = None
         if parallel.is_main():
             self.writer = SummaryWriter(str(out / "tensorboard"), purge_step=len(resumed.history))
+
+    def close(self) -> None:
+        """Let TensorBoard's file go."""
+        if self.writer:
+            self.writer.close()
 
     def bar(self, steps: range, epoch: int) -> Iterable[int]:
         """A progress bar over an epoch's steps, on a terminal."""

@@ -42,11 +42,12 @@ def run_split(
 ) -> SplitOutputs:
     """Run `network` in eval mode over `split`, and leave it in the mode it was in.
 
-    Several processes share the images; each gets the answers to all of them, in the split's order.
+    Several processes share the images, if there are enough; each gets the answers to all, in the split's order.
     """
     was_training = network.training
     n, dtype = len(split), next(network.parameters()).dtype
-    if parallel.processes() > 1:
+    shared = 1 < parallel.processes() <= n
+    if shared:
         split = split.take(torch.arange(n, device=split.labels.device)[parallel.own_rows(n)])
     network.eval()
     logits, labels = [], []
@@ -59,10 +60,15 @@ def run_split(
             for name, rate in rates.items():
                 sums[name] = sums.get(name, torch.zeros(())) + rate.sum(1).double().cpu()
     network.train(was_training)
+    found = SplitOutputs(
+        logits=torch.cat(logits, 1), labels=torch.cat(labels), rates={name: total / n for name, total in sums.items()}
+    )
+    if not shared:
+        return found
     return SplitOutputs(
-        logits=parallel.gather(torch.cat(logits, 1), axis=1),
-        labels=parallel.gather(torch.cat(labels), axis=0),
-        rates={name: parallel.all_reduce(total, 0)[0] / n for name, total in sums.items()},
+        logits=parallel.gather(found.logits, axis=1),
+        labels=parallel.gather(found.labels, axis=0),
+        rates={name: parallel.all_reduce(rate) for name, rate in found.rates.items()},
     )
 
 

@@ -24,8 +24,11 @@ def is_main() -> bool:
 
 
 def starts_as_main() -> bool:
-    """`is_main` before the processes know each other: by what torchrun or Fabric told this one."""
-    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
+    """`is_main` before the processes know each other: by what torchrun, Fabric or the user told this one."""
+    told = (
+        [os.environ["RANK"]] if "RANK" in os.environ else [os.environ.get(n, "0") for n in ("LOCAL_RANK", "NODE_RANK")]
+    )
+    return all(int(number) == 0 for number in told)
 
 
 def say(text: str) -> None:
@@ -62,7 +65,7 @@ def own_rows(n: int) -> slice:
 
 def mean(values: Tensor) -> Tensor:
     """The mean of a tensor over all processes; no gradient."""
-    return all_reduce(values, 0)[0] / processes()
+    return all_reduce(values) / processes()
 
 
 def largest(*values: int) -> list[int]:
@@ -74,13 +77,13 @@ def largest(*values: int) -> list[int]:
     return [int(value) for value in together.tolist()]
 
 
-def all_reduce(values: Tensor, count: int) -> tuple[Tensor, int]:
-    """The sum over all processes of a float64 tensor and of a number; no gradient."""
+def all_reduce(values: Tensor) -> Tensor:
+    """The sum of a tensor over all processes; no gradient, and no waiting for a GPU."""
     if processes() == 1:
-        return values, count
-    together = torch.cat([values.reshape(-1), values.new_tensor([count])]).to(device())
-    dist.all_reduce(together)
-    return together[:-1].view_as(values).to(values.device), round(together[-1].item())
+        return values
+    total = values.to(device(), copy=True)
+    dist.all_reduce(total)
+    return total.to(values.device)
 
 
 def share_buffers(network: nn.Module) -> None:
@@ -104,11 +107,11 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def forward(_ctx: Any, values: Tensor) -> Tensor:
-        return all_reduce(values, 0)[0]
+        return all_reduce(values)
 
     @staticmethod
     def backward(_ctx: Any, *grads: Tensor) -> Tensor:
-        return all_reduce(grads[0], 0)[0]
+        return all_reduce(grads[0])
 
 
 def device() -> torch.device:
@@ -120,18 +123,21 @@ def device() -> torch.device:
 def synchronised_norm(norm: nn.BatchNorm2d, x: Tensor, *, axis: int) -> Tensor:
     """Batch normalisation in training mode with mean and variance over all processes; channels on `axis`.
 
-    torch's SyncBatchNorm does the same on CUDA devices only. Updates the running statistics.
+    torch's SyncBatchNorm does the same on CUDA devices only. Every process has as many values (`own_part`). Sums are
+    taken in float64, the rest in float32 at least. Updates the running statistics.
     """
     dims = [d for d in range(x.dim()) if d != axis]
-    wide = x.double()
-    sums: Tensor = _Sum.apply(torch.stack([wide.sum(dims), (wide**2).sum(dims)]))
-    _, count = all_reduce(sums.detach(), x.numel() // x.shape[axis])
+    wide = x if x.dtype == torch.float64 else x.float()
+    local = [values.sum(dims, dtype=torch.float64) for values in (wide, wide * wide)]
+    sums: Tensor = _Sum.apply(torch.stack(local))
+    count = processes() * (x.numel() // x.shape[axis])
     average = sums[0] / count
-    variance = sums[1] / count - average**2
+    variance = (sums[1] / count - average**2).clamp_min(0)
     update_running_statistics(norm, average.detach(), variance.detach(), count)
     scale = (variance + norm.eps).rsqrt() * norm.weight
+    shift = norm.bias - average * scale
     shape = [-1 if d == axis else 1 for d in range(x.dim())]
-    return x * scale.to(x.dtype).view(shape) + (norm.bias - average * scale).to(x.dtype).view(shape)
+    return (wide * scale.to(wide.dtype).view(shape) + shift.to(wide.dtype).view(shape)).to(x.dtype)
 
 
 @torch.no_grad()

@@ -56,6 +56,10 @@ def only_writer(folder: Path) -> Iterator[None]:
             raise ValueError(
                 f"{folder}: another process is training there; wait for it, end it, or give another --out"
             ) from None
+        except OSError as error:
+            raise OSError(
+                f"{folder}/.lock cannot be locked on this file system ({error}); give another --out"
+            ) from error
         yield
 
 

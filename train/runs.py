@@ -19,7 +19,8 @@ from train.metrics import run_split, summary
 from train.networks import Network, build
 
 
-# Settings that do not change what is computed, so a run may be resumed under others.
+# Settings that may change on the way. The loss is the same function under all of them; rounding differs and, with
+# several devices and no sync_bn, the images that a normalisation sees.
 NOT_IDENTITY = {
     *("out", "resume", "save_steps", "save_minutes", "teacher"),
     *("device", "devices", "nodes", "engine", "channels_last", "compress_spikes", "checkpoint_segments"),

@@ -156,6 +156,13 @@ def test_the_parts_of_a_batch_are_the_batch():
     assert torch.equal(torch.cat([own for _, own in halves]), labels)
 
 
+def test_alternate_flip_is_refused_where_it_would_do_nothing():
+    with pytest.raises(ValueError, match=r"data\.alternate_flip mirrors augmented images: it needs data\.augment"):
+        DataConfig(alternate_flip=True, augment=False)
+    with pytest.raises(ValueError, match=r"data\.alternate_flip: a mirrored image of this data set is not of the same"):
+        shuffled(pictures(8), 4, alternate_flip=True)
+
+
 def test_alternate_flip_shows_each_image_both_ways_in_two_epochs():
     split = pictures(16, size=4)  # H // 8 = 0: mirrored or not, nothing else
     stream = shuffled(split, 16, mirror=True, alternate_flip=True)

@@ -61,7 +61,7 @@ def test_a_fused_lif_gives_spikingjellys_spikes_and_gradients_in_1000_random_cas
     assert worst < 1e-5
 
 
-@pytest.mark.parametrize("shortcut", ["none", "spikes", "normalised", "held"])
+@pytest.mark.parametrize("shortcut", ["none", "spikes", "normalised", "held", "held and normalised"])
 def test_a_normalised_current_has_the_plain_gradients_and_statistics(shortcut: str) -> None:
     torch.manual_seed(0)
     T, B, C = 3, 4, 20
@@ -70,7 +70,8 @@ def test_a_normalised_current_has_the_plain_gradients_and_statistics(shortcut: s
     for norm in norms:
         torch.nn.init.uniform_(norm.weight, 0.5, 2.0)
         torch.nn.init.uniform_(norm.bias, -1.0, 1.0)
-    x, y = (torch.randn(1 if shortcut == "held" else T, B, C, 5, 5, dtype=torch.float64) * 3 + 7 for _ in range(2))
+    steps = (1 if shortcut.startswith("held") else T, T)
+    x, y = (torch.randn(S, B, C, 5, 5, dtype=torch.float64) * 3 + 7 for S in steps)
     if shortcut == "spikes":
         y = (y > 7).double()
     g = torch.randn(T, B, C, 5, 5, dtype=torch.float64)
@@ -81,16 +82,18 @@ def test_a_normalised_current_has_the_plain_gradients_and_statistics(shortcut: s
             norm.fused = fused
         inputs = [tensor.clone().requires_grad_() for tensor in (x, y)]
         current = first(inputs[0])
-        if shortcut == "held":
+        if shortcut.startswith("held"):
             current = current.held(T) if isinstance(current, Drive) else current.expand(T, *current.shape[1:])
-        elif shortcut != "none":
-            current = current + (second(inputs[1]) if shortcut == "normalised" else inputs[1])
+        if shortcut.endswith("normalised"):
+            current = current + second(inputs[1])
+        elif shortcut == "spikes":
+            current = current + inputs[1]
         functional.reset_net(lif)
         out = fire(lif, current) if fused else lif(current)
         wanted = [inputs[0], first.weight, first.bias]
         if shortcut == "spikes":
             wanted.append(inputs[1])
-        elif shortcut == "normalised":
+        elif shortcut.endswith("normalised"):
             wanted += [inputs[1], second.weight, second.bias]
         return out, list(torch.autograd.grad(out, wanted, g)), [b.double() for b in first.buffers()]
 

@@ -5,9 +5,10 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from train import optimizer
-from train.average import averaged, estimated
+from train.average import Average, estimated
 from train.checkpoint import Preprocess
 from train.config import NetConfig, OptimConfig
 from train.data import Split
@@ -87,16 +88,20 @@ def test_an_orthogonalised_matrix_has_singular_values_near_one() -> None:
 def test_averaged_weights_get_statistics_of_their_own() -> None:
     torch.manual_seed(0)
     network = build(NetConfig(width=0.25)).train()
-    average = averaged(network, 0.5)
-    assert average is not None
+    average = Average(network, 0.5)
+    reference = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(0.5))
     first = copy.deepcopy(network.state_dict())
-    average.update_parameters(network)
+    average.update(network)
+    reference.update_parameters(network)
     with torch.no_grad():
         for p in network.parameters():
             p.add_(1.0)
-    average.update_parameters(network)
+    average.update(network)
+    reference.update_parameters(network)
+    pairs = zip(average.network.parameters(), reference.module.parameters(), strict=True)
+    assert all(torch.equal(ours, torchs) for ours, torchs in pairs)
     weight = "body.conv2.conv.weight"
-    assert torch.allclose(average.module.state_dict()[weight], first[weight] + 0.5, atol=1e-6)
+    assert torch.allclose(average.network.state_dict()[weight], first[weight] + 0.5, atol=1e-6)
 
     images = torch.randint(256, (300, 1, 8, 8), dtype=torch.uint8)
     split = Split(images=images, labels=torch.zeros(300, dtype=torch.int64), indices=torch.arange(300))
@@ -104,5 +109,4 @@ def test_averaged_weights_get_statistics_of_their_own() -> None:
     kept = estimated(average, split, preprocess)
     drive = kept.stem.conv(preprocess(images[:250])[None])
     assert torch.allclose(kept.stem.norm.running_mean, drive.mean((0, 1, 3, 4)), atol=1e-5)
-    assert torch.equal(kept.state_dict()[weight], average.module.state_dict()[weight])
-    assert averaged(network, 0.0) is None
+    assert torch.equal(kept.state_dict()[weight], average.network.state_dict()[weight])

@@ -81,11 +81,33 @@ def test_with_one_process_nothing_happens() -> None:
 
 def test_the_rows_of_all_processes_are_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parallel, "processes", lambda: 3)
+    assert parallel.own_part(6) == slice(0, 2)
     rows = []
     for rank in range(3):
         monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
         rows += range(10)[parallel.own_rows(10)]
     assert rows == list(range(10))
+
+
+@pytest.mark.parametrize(
+    ("told", "main"),
+    [
+        ({}, True),
+        ({"RANK": "1", "LOCAL_RANK": "0"}, False),
+        ({"RANK": "0", "LOCAL_RANK": "0"}, True),
+        ({"LOCAL_RANK": "1"}, False),
+        ({"NODE_RANK": "1"}, False),
+        ({"NODE_RANK": "0", "LOCAL_RANK": "0"}, True),
+    ],
+)
+def test_a_process_knows_from_its_launcher_whether_it_is_the_main_one(
+    told: dict[str, str], main: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RANK", "LOCAL_RANK", "NODE_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    assert parallel.starts_as_main() == main
 
 
 def test_synchronised_normalisation_with_one_process_is_torchs() -> None:
