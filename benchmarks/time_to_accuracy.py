@@ -67,7 +67,7 @@ def main(config: TimeConfig, flags: list[str]) -> dict[str, Any]:
     first = config.runs / config.name / "0"
     content = {
         "settings": {"targets": list(config.targets), "seeds": config.seeds, "flags": flags},
-        "config": run["config"],
+        "config": common(run["config"]),
         "machine": {"device": run["device"], "cores": os.cpu_count(), "system": platform.platform()},
         "versions": run["versions"],
         "git": run["git"],
@@ -79,6 +79,12 @@ def main(config: TimeConfig, flags: list[str]) -> dict[str, Any]:
     write_json(path, content)
     print(f"\n{table(content)}\nwritten: {path}")
     return content
+
+
+def common(config: dict[str, Any]) -> dict[str, Any]:
+    """A run's settings without those of one machine or one seed."""
+    kept = {key: value for key, value in config.items() if key not in ("out", "teacher", "seed", "resume")}
+    return kept | {"data": {key: value for key, value in config["data"].items() if key != "root"}}
 
 
 def row(run: dict[str, Any], seed: int, targets: tuple[float, ...]) -> dict[str, Any]:
