@@ -138,12 +138,17 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"mean": mean(values), "std": stdev(values) if len(values) > 1 else 0.0}
 
 
+def in_words(found: dict[str, float], form: str, runs: int) -> str:
+    """A mean with its standard deviation, which one run does not have."""
+    return f"{found['mean']:{form}}" + (f" +- {found['std']:{form}}" if runs > 1 else "")
+
+
 def table(content: dict[str, Any]) -> str:
     """The summary as Markdown."""
     summary, teacher, runs = content["summary"], content["teacher"], len(content["runs"])
     last = summary["test_accuracy"]
     lines = [
-        f"{runs} seeds, test accuracy of the last epoch {last['mean']:.2%} +- {last['std']:.2%}, "
+        f"seeds: {runs}, test accuracy of the last epoch {in_words(last, '.2%', runs)}, "
         f"training {summary['train_seconds']['mean']:.1f} s",
     ]
     if teacher:
@@ -151,9 +156,7 @@ def table(content: dict[str, Any]) -> str:
     lines += ["", "| validation accuracy | runs that reached it | epochs | training seconds |", "|---|---|---|---|"]
     for target in map(str, content["settings"]["targets"]):
         found = summary[target]
-        cells = [
-            f"{found[k]['mean']:.1f} +- {found[k]['std']:.1f}" if k in found else "" for k in ("epochs", "seconds")
-        ]
+        cells = [in_words(found[k], ".1f", runs) if k in found else "" for k in ("epochs", "seconds")]
         lines.append(f"| {float(target):.2%} | {found['runs_that_reached_it']} of {runs} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -166,12 +169,10 @@ def comparison(names: list[str], target: str, folder: Path = Path("results")) ->
         content = json.loads((folder / f"time_to_accuracy-{name}.json").read_text())
         found, last, runs = content["summary"][target], content["summary"]["test_accuracy"], content["runs"]
         epoch = mean(row["train_seconds"] / row["epochs"] for row in runs)
-        reached = [
-            f"{found[k]['mean']:.1f} +- {found[k]['std']:.1f}" if k in found else "" for k in ("epochs", "seconds")
-        ]
+        reached = [in_words(found[k], ".1f", len(runs)) if k in found else "" for k in ("epochs", "seconds")]
         cells = [
             f"`{' '.join(content['settings']['flags']) or 'defaults'}`",
-            f"{last['mean']:.2%} +- {last['std']:.2%}",
+            in_words(last, ".2%", len(runs)),
             f"{found['runs_that_reached_it']} of {len(runs)}",
             *reached,
             f"{epoch:.2f}",

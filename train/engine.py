@@ -74,8 +74,8 @@ def prepare(network: Network, config: RunConfig, *, device: str) -> nn.Module:
 def pick_engine(asked: str, *, device: str, precision: str) -> str:
     """auto, plain, fused or compiled -> plain, fused or compiled.
 
-    auto is fused on a CPU in fp32 (benchmarks/train_speed.py: nearly as fast as compiled, without its minute of
-    compiling) and fp64, and plain, which is SpikingJelly's own choice of kernels, elsewhere.
+    auto is fused on a CPU in fp32 (benchmarks/train_speed.py: as fast as compiled to 5 %, without the
+    wait for a compiler) and fp64, and plain, which is SpikingJelly's own choice of kernels, elsewhere.
     Raises ValueError for an engine that this device, precision or machine does not have.
     """
     able = device == "cpu" and precision in ("fp32", "fp64")

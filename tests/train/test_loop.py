@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from train import distill, state
+from train import distill, loop, state
 from train.checkpoint import Checkpoint
 from train.config import DataConfig, DistillConfig, NetConfig, OptimConfig
 from train.data import Shuffled
@@ -162,6 +162,14 @@ def test_a_folder_in_which_another_process_trains_is_refused(tmp_path: Path) -> 
     with only_writer(tmp_path / "run"), pytest.raises(ValueError, match="another process is training there"):
         distill.main(quick(tmp_path / "run", epochs=1))
     distill.main(quick(tmp_path / "run", epochs=1))
+
+
+def test_processes_that_start_from_different_states_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop.parallel, "largest", lambda *values: [8, 0])
+    with pytest.raises(ValueError, match=r"one process starts from step 8 and another from step 0; all nodes need the"):
+        distill.main(quick(tmp_path / "run", epochs=1))
 
 
 def test_a_state_of_a_newer_format_is_refused(tmp_path: Path) -> None:

@@ -11,6 +11,11 @@ import torch
 from torch import nn
 
 from train import parallel
+from train.checkpoint import Preprocess
+from train.config import NetConfig
+from train.data import Split
+from train.metrics import run_split
+from train.networks import build
 from train.neurons import Norm
 
 
@@ -108,6 +113,18 @@ def test_a_process_knows_from_its_launcher_whether_it_is_the_main_one(
     for name, value in told.items():
         monkeypatch.setenv(name, value)
     assert parallel.starts_as_main() == main
+
+
+def test_fewer_images_than_processes_are_measured_by_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = build(NetConfig(width=0.25, T=2))
+    images = torch.randint(256, (2, 1, 8, 8), dtype=torch.uint8)
+    split = Split(images=images, labels=torch.arange(2), indices=torch.arange(2))
+    preprocess = Preprocess(mean=(0.5,), std=(0.25,), size=8)
+    alone = run_split(network, split, preprocess)
+    monkeypatch.setattr(parallel, "processes", lambda: 3)
+    among_three = run_split(network, split, preprocess)
+    assert torch.equal(alone.logits, among_three.logits)
+    assert among_three.rates.keys() == alone.rates.keys()
 
 
 def test_synchronised_normalisation_with_one_process_is_torchs() -> None:
