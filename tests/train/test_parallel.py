@@ -86,12 +86,12 @@ def test_with_one_process_nothing_happens() -> None:
 
 def test_the_rows_of_all_processes_are_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parallel, "processes", lambda: 3)
-    assert parallel.own_part(6) == slice(0, 2)
-    rows = []
+    rows, images = [], []
     for rank in range(3):
         monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
         rows += range(10)[parallel.own_rows(10)]
-    assert rows == list(range(10))
+        images += range(6)[parallel.own_part(6)]
+    assert (rows, images) == (list(range(10)), list(range(6)))
 
 
 @pytest.mark.parametrize(
