@@ -25,10 +25,8 @@ def is_main() -> bool:
 
 def starts_as_main() -> bool:
     """`is_main` before the processes know each other: by what torchrun, Fabric or the user told this one."""
-    told = (
-        [os.environ["RANK"]] if "RANK" in os.environ else [os.environ.get(n, "0") for n in ("LOCAL_RANK", "NODE_RANK")]
-    )
-    return all(int(number) == 0 for number in told)
+    names = ["RANK"] if "RANK" in os.environ else ["LOCAL_RANK", "NODE_RANK"]
+    return all(int(os.environ.get(name, "0")) == 0 for name in names)
 
 
 def say(text: str) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 
-PACKAGES = ("torch", "torchvision", "spikingjelly", "numpy", "lightning-fabric", "onnx", "onnxruntime-gpu")
+PACKAGES = ("torch", "torchvision", "spikingjelly", "numpy", "numba", "lightning-fabric", "onnx", "onnxruntime-gpu")
 
 
 @contextmanager

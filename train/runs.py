@@ -55,7 +55,8 @@ class Run:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """All settings that shape the result, and the data's fingerprint; equal identities give equal networks."""
+        """All settings that shape the result, and the data's fingerprint; equal identities give equal networks, to
+        rounding where NOT_IDENTITY differs."""
         settings = {k: v for k, v in cli.to_dict(self.config).items() if k not in NOT_IDENTITY}
         settings["data"] = {k: v for k, v in settings["data"].items() if k not in ("root", "download")}
         return {"settings": settings, "dataset_md5": dict(self.dataset.md5), "teacher_sha256": self.teacher_sha256}
@@ -76,54 +77,47 @@ class Run:
         Raises ValueError where another process trains in the same folder, and what `loop.fit` raises.
         """
         with record.only_writer(self.out) if parallel.starts_as_main() else nullcontext():
-            return self._train(step, file_name, initialise, before_step, extra or {})
-
-    def _train(
-        self,
-        step: loop.Step,
-        file_name: str,
-        initialise: Callable[[Network], None],
-        before_step: Callable[[Network, float], None],
-        extra: Mapping[str, Any],
-    ) -> tuple[Path, dict[str, Any]]:
-        began = time.time()
-        torch.manual_seed(self.config.seed)
-        network = build(self.config.net)
-        initialise(network)
-        history = loop.fit(
-            network,
-            step,
-            dataset=self.dataset,
-            preprocess=self.preprocess,
-            config=self.config,
-            identity=self.identity,
-            out=self.out,
-            title=self.title,
-            before_step=lambda done: before_step(network, done),
-        )
-        network.float()  # of fp64
-        device = next(network.parameters()).device
-        metrics = {**summary(run_split(network, self.dataset.test, self.preprocess, device=device)), **extra}
-        provenance = record.circumstances(
-            config=cli.to_dict(self.config),
-            seed=self.config.seed,
-            dataset_md5=self.dataset.md5,
-            device=str(device),
-        )
-        checkpoint = Checkpoint(
-            net=self.config.net,
-            weights=network.state_dict(),
-            preprocess=self.preprocess,
-            labels=self.dataset.classes,
-            metrics=metrics,
-            provenance=provenance | {"identity": self.identity},
-        )
-        path = self.out / file_name
-        if parallel.is_main():
-            checkpoint.save(path)
-            record.write_json(
-                self.out / "run.json",
-                {**provenance, "seconds": time.time() - began, "metrics": metrics, "history": history},
+            began = time.time()
+            torch.manual_seed(self.config.seed)
+            network = build(self.config.net)
+            initialise(network)
+            history = loop.fit(
+                network,
+                step,
+                dataset=self.dataset,
+                preprocess=self.preprocess,
+                config=self.config,
+                identity=self.identity,
+                out=self.out,
+                title=self.title,
+                before_step=lambda done: before_step(network, done),
             )
-        parallel.barrier()
-        return path, metrics
+            network.float()  # of fp64
+            device = next(network.parameters()).device
+            metrics = {
+                **summary(run_split(network, self.dataset.test, self.preprocess, device=device)),
+                **(extra or {}),
+            }
+            provenance = record.circumstances(
+                config=cli.to_dict(self.config),
+                seed=self.config.seed,
+                dataset_md5=self.dataset.md5,
+                device=str(device),
+            )
+            checkpoint = Checkpoint(
+                net=self.config.net,
+                weights=network.state_dict(),
+                preprocess=self.preprocess,
+                labels=self.dataset.classes,
+                metrics=metrics,
+                provenance=provenance | {"identity": self.identity},
+            )
+            path = self.out / file_name
+            if parallel.is_main():
+                checkpoint.save(path)
+                record.write_json(
+                    self.out / "run.json",
+                    {**provenance, "seconds": time.time() - began, "metrics": metrics, "history": history},
+                )
+            parallel.barrier()
+            return path, metrics
