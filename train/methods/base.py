@@ -1,7 +1,9 @@
 """The one interface of distillation methods, and the losses that several of them share.
 
-A method is a frozen dataclass: its fields are its hyper-parameters (and its command-line flags), `loss` is pure.
-Shapes: T time steps, B images, K classes.
+A method is a frozen dataclass: its fields are its hyper-parameters (and its command-line flags). It says which features
+it needs, what is trained beside the student, and gives the loss, a function of its arguments (and of torch's random
+state, where a method draws).
+Shapes: T time steps, B images, K classes, C channels, H, W pixels of a feature, D values of a flat one.
 """
 
 from __future__ import annotations
@@ -12,15 +14,35 @@ from typing import TYPE_CHECKING, ClassVar
 
 
 if TYPE_CHECKING:  # a method is also a command line; `--help` must not wait for torch
-    from torch import Tensor
+    from torch import Tensor, nn
+
+    from train.networks import Places
+
+    Shapes = dict[str, tuple[int, ...]]
+    """Features by module path: [T, B, ..] of a student, [B, ..] of a teacher, with B = 2."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outputs:
-    """What a network gave for one batch: logits ([T, B, K] of a student, [B, K] of a teacher) and named features."""
+    """What a network gave for one batch."""
 
     logits: Tensor
+    """[T, B, K] of a student, [B, K] of a teacher."""
     features: dict[str, Tensor] = field(default_factory=dict)
+    """The outputs of the modules that the method asked for, by module path: [T, B, C, H, W] or [T, B, D] of a student,
+    without T of a teacher; of a student also what the method's adapter made of them."""
+    classifier: nn.Linear | None = None
+    """The network's last layer, which makes logits of the feature `Places.penultimate`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layers:
+    """Module paths of the features that a method reads."""
+
+    student: tuple[str, ...] = ()
+    teacher: tuple[str, ...] = ()
+    differentiable: bool = False
+    """Whether the teacher's logits can be differentiated by its features (class activation maps)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +57,23 @@ class Method(ABC):
     @abstractmethod
     def loss(self, student: Outputs, teacher: Outputs | None, target: Tensor) -> dict[str, Tensor]:
         """Named scalar terms and "total", the one that is minimised; target: class indices [B]."""
+
+    def layers(self, student: Places, teacher: Places | None) -> Layers:
+        """The features that `loss` and `adapter` read, of networks with such places. None by default."""
+        return Layers()
+
+    def adapter(self, student: Shapes, teacher: Shapes, classes: int) -> nn.Module | None:
+        """What is trained beside the student and left behind at its checkpoint: a module that maps the student's
+        features to further entries of them (dict -> dict). Raises ValueError for shapes that cannot be matched."""
+        return None
+
+    def steps(self, T: int) -> int:
+        """Time steps that a student of T steps runs in training."""
+        return T
+
+    def remarks(self, classes: int) -> list[str]:
+        """What a person should know about these settings before the first step."""
+        return []
 
 
 def kl_divergence(teacher_logits: Tensor, student_logits: Tensor, temperature: float) -> Tensor:

@@ -4,12 +4,12 @@ from collections.abc import Callable
 
 from train.config import NetConfig
 from train.errors import unknown
-from train.networks.network import Network, firing_rates, lif_layers
+from train.networks.network import Network, Places, firing_rates, lif_layers
 from train.networks.resnet import BLOCKS, resnet
 from train.networks.vgg import PLANS, vgg
 
 
-__all__ = ["NETWORKS", "Network", "build", "firing_rates", "lif_layers"]
+__all__ = ["NETWORKS", "Network", "Places", "build", "firing_rates", "lif_layers"]
 
 NETWORKS: dict[str, Callable[[NetConfig], Network]] = {
     **dict.fromkeys(PLANS, vgg),

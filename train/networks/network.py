@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from spikingjelly.activation_based import functional, layer, neuron
@@ -12,6 +13,18 @@ from train.memory import in_segments
 from train.neurons import Hold, Norm
 
 
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """Where a network's features are, by module path."""
+
+    stages: tuple[str, ...]
+    """The last activation at each resolution, in order: [.., C, H, W]."""
+    penultimate: str
+    """What the classifier reads: [.., D]."""
+    classifier: str
+    """The last linear layer."""
+
+
 class Network(nn.Module):
     """A teacher, images [B, C, H, W] -> logits [B, K]; or a student, images -> logits [T, B, K].
 
@@ -20,9 +33,10 @@ class Network(nn.Module):
     classifier. Membranes start at v_reset in every call.
     """
 
-    def __init__(self, config: NetConfig, stem: nn.Sequential, body: nn.Sequential) -> None:
+    def __init__(self, config: NetConfig, stem: nn.Sequential, body: nn.Sequential, places: Places) -> None:
         super().__init__()
         self.config = config
+        self.places = places
         self.stem = stem
         self.hold = Hold(config.T)
         self.body = body

@@ -4,7 +4,7 @@ from spikingjelly.activation_based import layer
 from torch import Tensor, nn
 
 from train.config import NetConfig
-from train.networks.network import Network, conv_norm
+from train.networks.network import Network, Places, conv_norm
 from train.neurons import Add, activation
 
 
@@ -45,4 +45,9 @@ def resnet(config: NetConfig) -> Network:
     body.add_module("pool", layer.AdaptiveAvgPool2d((1, 1)))
     body.add_module("flatten", layer.Flatten())
     body.add_module("classifier", layer.Linear(c_in, config.num_classes))
-    return Network(config, conv_norm(config.in_channels, widths[0], 3, 1), body)
+    places = Places(
+        stages=tuple(f"body.layer{i + 1}" for i in range(len(widths))),
+        penultimate="body.flatten",
+        classifier="body.classifier",
+    )
+    return Network(config, conv_norm(config.in_channels, widths[0], 3, 1), body, places)

@@ -4,7 +4,7 @@ from spikingjelly.activation_based import layer
 from torch import nn
 
 from train.config import NetConfig
-from train.networks.network import Network, conv_norm
+from train.networks.network import Network, Places, conv_norm
 from train.neurons import activation
 
 
@@ -30,13 +30,17 @@ def vgg(config: NetConfig) -> Network:
     body = nn.Sequential()
     stem = nn.Sequential()
     channels, size, depth = config.in_channels, config.size, 0
+    stages: list[str] = []
     for item in plan:
         if item == "A":
             body.add_module(f"pool{depth}", layer.AvgPool2d(2))
+            stages.append(f"body.act{depth}")
             size //= 2
             continue
         text, _, factor = item.partition("/")
         depth, c_out, stride = depth + 1, max(1, round(int(text) * config.width)), int(factor or 1)
+        if stride > 1:
+            stages.append(f"body.act{depth - 1}")
         pair = conv_norm(channels, c_out, 3, stride, bias=pooled)
         if depth == 1:
             stem = pair
@@ -48,4 +52,7 @@ def vgg(config: NetConfig) -> Network:
         raise ValueError(f"{config.name} halves an image five times: it needs at least 32 pixels, got {config.size}")
     body.add_module("flatten", layer.Flatten())
     body.add_module("classifier", layer.Linear(channels * size * size, config.num_classes))
-    return Network(config, stem, body)
+    if not pooled:
+        stages.append(f"body.act{depth}")
+    places = Places(stages=tuple(stages), penultimate="body.flatten", classifier="body.classifier")
+    return Network(config, stem, body, places)
