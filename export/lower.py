@@ -13,7 +13,8 @@ from torch import Tensor, fx, nn
 from export import graph as g
 from train.checkpoint import Checkpoint, Preprocess
 from train.networks import Network
-from train.neurons import LIF, Add
+from train.networks.zoo import PREFIX
+from train.neurons import LIF, PLIF, Add
 
 
 class UnsupportedLayer(ValueError):
@@ -38,6 +39,15 @@ def lower_network(network: Network, preprocess: Preprocess) -> g.Graph:
     config = network.config
     if not config.spiking:
         raise UnsupportedLayer("this network is a teacher (ReLU); only spiking students are exported")
+    if config.name.startswith(PREFIX):
+        raise UnsupportedLayer(
+            f"{config.name}: models of SpikingJelly's zoo are trained and evaluated, not exported; take a network "
+            "without sj: in its name"
+        )
+    if config.event:
+        raise UnsupportedLayer(
+            f"{config.name}: it was trained on event frames [T, B, C, H, W]; a Graph's input is one image"
+        )
     nodes: list[g.Node] = [
         g.Input(
             name="image",
@@ -106,6 +116,10 @@ def convert(module: nn.Module, path: str, inputs: list[g.Node]) -> g.Node:
             return BatchNorm(**base, shape=x.shape, scale=scale, shift=beta - array(module.running_mean) * scale)
         case neuron.BaseNode():
             return lif(module, path, x)
+        case nn.ReLU():
+            raise UnsupportedLayer(
+                f"{path}: ReLU has no Graph node; take a network all of whose activations are neurons"
+            )
         case nn.AvgPool2d() | nn.MaxPool2d():
             return pool(module, path, x)
         case nn.AdaptiveAvgPool2d():
@@ -139,16 +153,20 @@ def conv(module: nn.Conv2d, path: str, x: g.Node) -> g.Conv:
 
 
 def lif(module: neuron.BaseNode, path: str, x: g.Node) -> g.LIF:
-    """A LIF layer with hard reset; other neurons, subclasses among them, compute something else and are refused."""
-    if type(module) not in (neuron.LIFNode, LIF):
+    """A LIF layer with hard reset, or a PLIF layer with the time constant that it learned.
+
+    Other neurons, subclasses among them, compute something else and are refused.
+    """
+    if type(module) not in (neuron.LIFNode, LIF, neuron.ParametricLIFNode, PLIF):
         raise UnsupportedLayer(f"{path}: {type(module).__name__} has no Graph node; train with LIFNode")
     if module.v_reset is None:
-        raise UnsupportedLayer(f"{path}: soft reset has no Graph node; train with a number as --net.v_reset")
+        raise UnsupportedLayer(f"{path}: soft reset has no Graph node; train with --net.reset hard")
+    learned = isinstance(module, neuron.ParametricLIFNode)
     return g.LIF(
         name=path,
         inputs=(x.name,),
         shape=x.shape,
-        tau=float(module.tau),
+        tau=float(1 + np.exp(-array(module.w))) if learned else float(module.tau),  # 1 / sigmoid(w)
         v_threshold=float(module.v_threshold),
         v_reset=float(module.v_reset),
         decay_input=bool(module.decay_input),

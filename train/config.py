@@ -57,7 +57,8 @@ class NetConfig:
     """Which network. The same definition is the teacher (ReLU) and the student (LIF)."""
 
     name: str = "vgg_small"
-    """Network: vgg_small, vgg11, vgg16, resnet18, resnet34."""
+    """Network: vgg_small, vgg11, vgg16, resnet18, resnet34, resnet20, resnet19_tet, resnet19_td, resnet19_ckd,
+    sew_resnet18, sew_resnet34; or sj:NAME, a model of SpikingJelly's zoo."""
     spiking: bool = True
     """LIF neurons over T steps (a student) or ReLU (a teacher)."""
     T: int = 4
@@ -67,13 +68,22 @@ class NetConfig:
     v_threshold: float = 1.0
     """Membrane potential at which a neuron fires, greater than 0."""
     v_reset: float = 0.0
-    """Membrane potential after a spike (hard reset), below v_threshold."""
+    """Membrane potential at rest and after a hard reset, below v_threshold."""
+    reset: Literal["hard", "soft"] = "hard"
+    """After a spike the membrane is set to v_reset (hard) or lowered by v_threshold (soft; it rests at 0)."""
+    neuron: Literal["lif", "plif"] = "lif"
+    """LIF with the time constant tau, or PLIF, whose layers learn theirs from tau on (Fang et al. 2021)."""
     decay_input: bool = True
     """Whether the input is divided by tau, as in the paper's Eq. 2."""
-    surrogate: Literal["atan", "sigmoid"] = "atan"
-    """Surrogate gradient of the spike: SpikingJelly's ATan(2) or Sigmoid(4)."""
+    surrogate: Literal["atan", "sigmoid", "triangle", "rect"] = "atan"
+    """Surrogate gradient of the spike: SpikingJelly's ATan(2), Sigmoid(4), PiecewiseQuadratic(1) or Rect(1)."""
     detach_reset: bool = True
     """Keep the reset out of the gradient."""
+    norm: Literal["drive", "tdbn", "bn"] = "drive"
+    """Where a student's normalisation weights start: at the drive that makes a neuron fire at once; at v_threshold,
+    before a residual sum v_threshold / sqrt(2) (tdBN, Zheng et al. 2021); or at 1."""
+    pool: Literal["avg", "max"] = "avg"
+    """Pooling after the activations of vgg11 and vgg16."""
     width: float = 1.0
     """Multiplier of every hidden layer's channels."""
     in_channels: int = 1
@@ -82,6 +92,8 @@ class NetConfig:
     """Side of an image in pixels; set from the data set."""
     num_classes: int = 10
     """Classes; set from the data set."""
+    event: bool = False
+    """Whether inputs are event frames [T, B, C, H, W]; set from the data set."""
 
     def __post_init__(self) -> None:
         _positive(**{"net.v_threshold": self.v_threshold, "net.width": self.width, "net.size": self.size})
@@ -91,6 +103,8 @@ class NetConfig:
             raise ValueError(f"net.tau must be greater than 1 step, got {self.tau}")
         if not self.v_reset < self.v_threshold:
             raise ValueError(f"net.v_reset ({self.v_reset}) must be below net.v_threshold ({self.v_threshold})")
+        if self.reset == "soft" and self.v_reset != 0:
+            raise ValueError(f"net.v_reset is for net.reset hard; with soft it must stay 0, got {self.v_reset}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,12 +8,13 @@ from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric
+from spikingjelly.activation_based import surrogate
 from torch import nn
 
 from train.config import RunConfig
 from train.metrics import pick_device
 from train.networks import Network
-from train.neurons import Norm, set_fused
+from train.neurons import Norm, not_fusable, set_fused
 
 
 PRECISIONS: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed", "fp64": "64-true"}
@@ -49,42 +50,56 @@ def start(config: RunConfig) -> Fabric:
     return fabric
 
 
-def prepare(network: Network, config: RunConfig, *, device: str) -> nn.Module:
-    """The module whose calls are training steps of `network`, with the same parameters.
+def prepare(network: Network, config: RunConfig, *, device: str, model: nn.Module | None = None) -> nn.Module:
+    """The module whose calls are training steps of `model`, a module around `network` or (None) the network itself.
 
     Sets `network` to the memory format, normalisation, checkpointing and engine that `config` asks for.
     """
-    engine = pick_engine(config.engine, device=device, precision=config.precision)
+    refused = not_fusable(network) if network.config.spiking else None
+    engine = pick_engine(config.engine, device=device, precision=config.precision, not_fusable=refused)
     if engine == "compiled" and (config.compress_spikes or config.checkpoint_segments):
         raise ValueError(
             "--engine compiled decides by itself what it keeps: no --compress_spikes, --checkpoint_segments"
         )
+    if engine == "compiled" and any(isinstance(module, surrogate.Rect) for module in network.modules()):
+        raise ValueError(
+            "--engine compiled: torch.compile cannot trace SpikingJelly's Rect surrogate; take plain or fused"
+        )
+    if config.checkpoint_segments and not network.divisible:
+        raise ValueError(
+            f"--checkpoint_segments: {network.config.name} is one module, which cannot be cut into segments"
+        )
     if config.channels_last:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    for module in network.modules():
+    for path, module in network.named_modules():
         if isinstance(module, Norm):
             module.sync = config.sync_bn
+        elif config.sync_bn and isinstance(module, nn.modules.batchnorm._BatchNorm):
+            raise ValueError(f"--sync_bn: {path} of {network.config.name} is a normalisation of another package")
     set_fused(network, engine == "fused" and network.config.spiking)
     network.segments = config.checkpoint_segments if network.config.spiking else 0
     if engine == "compiled":
-        return cast(nn.Module, torch.compile(network))
-    return network
+        return cast(nn.Module, torch.compile(model or network))
+    return model or network
 
 
-def pick_engine(asked: str, *, device: str, precision: str) -> str:
+def pick_engine(asked: str, *, device: str, precision: str, not_fusable: str | None = None) -> str:
     """auto, plain, fused or compiled -> plain, fused or compiled.
 
     auto is fused on a CPU in fp32 (benchmarks/train_speed.py: as fast as compiled to 5 %, without the
     wait for a compiler) and fp64, and plain, which is SpikingJelly's own choice of kernels, elsewhere.
+    not_fusable: what of the network the fused step cannot compute (train.neurons.not_fusable).
     Raises ValueError for an engine that this device, precision or machine does not have.
     """
     able = device == "cpu" and precision in ("fp32", "fp64")
     if asked == "auto":
-        return "fused" if able else "plain"
+        return "fused" if able and not_fusable is None else "plain"
     if asked == "fused" and not able:
         raise ValueError(
             f"--engine fused computes on a CPU in fp32 or fp64, not in {precision} on {device}; take plain"
         )
+    if asked == "fused" and not_fusable is not None:
+        raise ValueError(f"--engine fused cannot compute {not_fusable}; take plain")
     if asked == "compiled" and device == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
         raise ValueError("--engine compiled needs a C++ compiler (g++ or clang++); take fused, which needs none")
     return asked

@@ -85,7 +85,7 @@ def normalise(norm: nn.BatchNorm2d, x: Tensor, *, sync: bool) -> Drive:
 
 
 def fire(lif: neuron.LIFNode, drive: Drive | Tensor) -> Tensor:
-    """The spikes [T, B, C, ..] of `lif`, which starts at v_reset, for a current."""
+    """The spikes [T, B, C, ..] of `lif`, which starts at rest, for a current."""
     drive = drive if isinstance(drive, Drive) else Drive((Term(x=drive),), drive.shape[0])
     terms = sorted(drive.terms, key=lambda term: term.mean is None)  # the normalised ones first
     if len(terms) > 1:
@@ -176,21 +176,31 @@ def affine(terms: list[Term], like: Tensor) -> tuple[np.ndarray, np.ndarray, np.
 
 
 def constants(lif: neuron.LIFNode, dtype: torch.dtype) -> kernels.Neuron:
-    """A LIFNode's constants for the kernels. Raises ValueError for a neuron that they do not cover."""
-    function = lif.surrogate_function
-    if lif.v_reset is None or not isinstance(function, surrogate.ATan | surrogate.Sigmoid):
-        raise ValueError("the fused step knows hard reset and the surrogates ATan and Sigmoid; take --engine plain")
-    number = numpy_type(dtype)
+    """A LIFNode's constants for the kernels. Raises ValueError for a surrogate that they do not cover."""
+    function, number = lif.surrogate_function, numpy_type(dtype)
+    known = {
+        surrogate.Sigmoid: loops().SIGMOID,
+        surrogate.ATan: loops().ATAN,
+        surrogate.PiecewiseQuadratic: loops().TRIANGLE,
+        surrogate.Rect: loops().RECT,
+    }
+    if type(function) not in known:
+        names = ", ".join(cls.__name__ for cls in known)
+        raise ValueError(
+            f"the fused step knows the surrogates {names}, not {type(function).__name__}; take --engine plain"
+        )
     return loops().Neuron(
         zero=number(0),
         one=number(1),
         tau=number(lif.tau),
         v_threshold=number(lif.v_threshold),
-        v_reset=number(lif.v_reset),
+        v_reset=number(lif.v_reset or 0.0),
         alpha=number(function.alpha),
         half_alpha=number(function.alpha / 2),
         slope=number(np.pi / 2 * function.alpha),
-        sigmoid=isinstance(function, surrogate.Sigmoid),
+        half_width=number(0.5 / function.alpha),
+        surrogate=known[type(function)],
+        soft=lif.v_reset is None,
         decay_input=lif.decay_input,
         detach_reset=lif.detach_reset,
     )

@@ -25,6 +25,9 @@ _jit = numba.njit(cache=True, error_model="numpy")
 _parallel = numba.njit(cache=True, error_model="numpy", parallel=True)
 
 
+SIGMOID, ATAN, TRIANGLE, RECT = range(4)
+
+
 class Neuron(NamedTuple):
     """A LIF neuron's constants in the arrays' own type (train.neurons.activation has the equation)."""
 
@@ -34,12 +37,16 @@ class Neuron(NamedTuple):
     v_threshold: np.floating
     v_reset: np.floating
     alpha: np.floating
-    """Of the surrogate Sigmoid(alpha) or ATan(alpha)."""
+    """Of the surrogate Sigmoid(alpha), ATan(alpha), PiecewiseQuadratic(alpha) or Rect(alpha)."""
     half_alpha: np.floating
     slope: np.floating
     """pi / 2 * alpha."""
-    sigmoid: bool
-    """Sigmoid, otherwise ATan."""
+    half_width: np.floating
+    """0.5 / alpha."""
+    surrogate: int
+    """SIGMOID, ATAN, TRIANGLE (PiecewiseQuadratic) or RECT."""
+    soft: bool
+    """A spike lowers the membrane by v_threshold (v_reset, where it rests, is then 0); otherwise sets it to v_reset."""
     decay_input: bool
     detach_reset: bool
 
@@ -68,8 +75,12 @@ def _charge(y, v, h, lif):  # type: ignore[no-untyped-def]
 
 @_jit
 def _reset(h, v, lif):  # type: ignore[no-untyped-def]
-    for i in range(h.shape[0]):
-        v[i] = lif.v_reset if h[i] >= lif.v_threshold else h[i]
+    if lif.soft:
+        for i in range(h.shape[0]):
+            v[i] = h[i] - lif.v_threshold if h[i] >= lif.v_threshold else h[i]
+    else:
+        for i in range(h.shape[0]):
+            v[i] = lif.v_reset if h[i] >= lif.v_threshold else h[i]
 
 
 @_jit
@@ -81,10 +92,17 @@ def _fire(h, spikes, lif):  # type: ignore[no-untyped-def]
 @_jit
 def _surrogate(h, gradient, lif):  # type: ignore[no-untyped-def]
     """d spike / d h (SpikingJelly's formulas)."""
-    if lif.sigmoid:
+    if lif.surrogate == SIGMOID:
         for i in range(h.shape[0]):
             s = lif.one / (lif.one + np.exp(-lif.alpha * (h[i] - lif.v_threshold)))
             gradient[i] = lif.alpha * s * (lif.one - s)
+    elif lif.surrogate == TRIANGLE:
+        for i in range(h.shape[0]):
+            height = lif.alpha - lif.alpha * lif.alpha * abs(h[i] - lif.v_threshold)
+            gradient[i] = height if height > lif.zero else lif.zero
+    elif lif.surrogate == RECT:
+        for i in range(h.shape[0]):
+            gradient[i] = lif.alpha if abs(h[i] - lif.v_threshold) < lif.half_width else lif.zero
     else:
         for i in range(h.shape[0]):
             u = lif.slope * (h[i] - lif.v_threshold)
@@ -95,8 +113,11 @@ def _surrogate(h, gradient, lif):  # type: ignore[no-untyped-def]
 def _back(h, surrogate, g_spikes, carry, g_drive, lif):  # type: ignore[no-untyped-def]
     """One step back in time; carry is d loss / d v[t], and d loss / d v[t - 1] after it."""
     for i in range(h.shape[0]):
-        kept = lif.zero if h[i] >= lif.v_threshold else lif.one
-        kept = kept if lif.detach_reset else kept + (lif.v_reset - h[i]) * surrogate[i]
+        if lif.soft:
+            kept = lif.one if lif.detach_reset else lif.one - lif.v_threshold * surrogate[i]
+        else:
+            kept = lif.zero if h[i] >= lif.v_threshold else lif.one
+            kept = kept if lif.detach_reset else kept + (lif.v_reset - h[i]) * surrogate[i]
         g_h = g_spikes[i] * surrogate[i] + carry[i] * kept
         leak = g_h / lif.tau
         carry[i] = g_h - leak

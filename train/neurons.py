@@ -14,7 +14,12 @@ from train.fused import Drive, fire, normalise
 from train.parallel import processes, synchronised_norm
 
 
-SURROGATES = {"atan": lambda: surrogate.ATan(alpha=2.0), "sigmoid": lambda: surrogate.Sigmoid(alpha=4.0)}
+SURROGATES = {
+    "atan": lambda: surrogate.ATan(alpha=2.0),
+    "sigmoid": lambda: surrogate.Sigmoid(alpha=4.0),
+    "triangle": lambda: surrogate.PiecewiseQuadratic(alpha=1.0),  # max(0, 1 - |x|)
+    "rect": lambda: surrogate.Rect(alpha=1.0),  # 1 where |x| < 0.5
+}
 
 
 class Norm(layer.BatchNorm2d):
@@ -22,6 +27,10 @@ class Norm(layer.BatchNorm2d):
     and can take its statistics over the batches of all processes (`sync`)."""
 
     fused = False
+    fusable = True
+    """Whether what reads the result can read a Drive: a LIF, at most behind Hold and Add."""
+    into_sum = False
+    """Whether the result is a summand of a block's output."""
     sync = False
 
     def forward(self, x: Tensor) -> Tensor | Drive:
@@ -33,11 +42,8 @@ class Norm(layer.BatchNorm2d):
         return super().forward(x)
 
 
-class LIF(neuron.LIFNode):
-    """SpikingJelly's LIFNode with membranes in float32 under mixed precision; `fused` and in training, it computes the
-    current of a Drive and all T steps at once."""
-
-    fused = False
+class _Neuron(neuron.BaseNode):
+    """SpikingJelly's neurons with membranes in float32 under mixed precision."""
 
     def materialize_states(self, inputs: tuple[Any, ...], states: tuple[Any, ...], step_mode: str) -> tuple[Any, ...]:
         """SpikingJelly's membranes take the input's type; here a half-precision current charges a float32 one."""
@@ -46,8 +52,14 @@ class LIF(neuron.LIFNode):
             return super().materialize_states(inputs, states, step_mode)
         v = states[0]
         if not isinstance(v, Tensor) or v.shape != x.shape:
-            v = torch.full_like(x, self.v_reset, dtype=torch.float32)
+            v = torch.full_like(x, self.v_reset or 0.0, dtype=torch.float32)
         return (v.float(), *states[1:])
+
+
+class LIF(_Neuron, neuron.LIFNode):
+    """SpikingJelly's LIFNode; `fused` and in training, it computes the current of a Drive and all T steps at once."""
+
+    fused = False
 
     def multi_step_forward(self, x_seq: Tensor | Drive) -> Tensor:
         if self.training and self.fused:
@@ -55,30 +67,52 @@ class LIF(neuron.LIFNode):
         return super().multi_step_forward(x_seq)
 
 
+class PLIF(_Neuron, neuron.ParametricLIFNode):
+    """SpikingJelly's ParametricLIFNode: 1 / tau = sigmoid(w), w one learned number per layer."""
+
+
 def set_fused(network: nn.Module, fused: bool) -> None:
-    """Whether training steps of `network` go through train/fused.py instead of SpikingJelly's modules."""
+    """Whether training steps of `network` go through train/fused.py instead of SpikingJelly's modules, as far as it
+    can compute them: a network with something that `not_fusable` names is left alone."""
+    fused = fused and not_fusable(network) is None
     for module in network.modules():
-        if isinstance(module, Norm | LIF):
+        if isinstance(module, Norm):
+            module.fused = fused and module.fusable
+        elif isinstance(module, LIF):
             module.fused = fused
 
 
+def not_fusable(network: nn.Module) -> str | None:
+    """What of `network` the fused step cannot compute, in words; None if it computes all of it."""
+    kinds = {type(module).__name__ for module in network.modules() if isinstance(module, neuron.BaseNode)}
+    foreign = sorted(kinds - {LIF.__name__})
+    return f"neurons of the kind {', '.join(foreign)}" if foreign else None
+
+
+def neuron_arguments(config: NetConfig) -> dict[str, Any]:
+    """The arguments that SpikingJelly's neurons share."""
+    return {
+        "decay_input": config.decay_input,
+        "v_threshold": config.v_threshold,
+        "v_reset": None if config.reset == "soft" else config.v_reset,
+        "surrogate_function": SURROGATES[config.surrogate](),
+        "detach_reset": config.detach_reset,
+        "step_mode": "m",
+    }
+
+
 def activation(config: NetConfig) -> nn.Module:
-    """The non-linearity after a layer: SpikingJelly's multi-step LIFNode in a student, ReLU in a teacher.
+    """The non-linearity after a layer: SpikingJelly's multi-step LIFNode or ParametricLIFNode in a student, ReLU in a
+    teacher.
 
     LIFNode with decay_input=True is TSER's Eq. 2 with the input of the same step:
     h[t] = v[t-1] + (x[t] - (v[t-1] - v_reset)) / tau, s[t] = (h[t] >= v_threshold), hard reset to v_reset.
     """
     if not config.spiking:
         return nn.ReLU()
-    return LIF(
-        tau=config.tau,
-        decay_input=config.decay_input,
-        v_threshold=config.v_threshold,
-        v_reset=config.v_reset,
-        surrogate_function=SURROGATES[config.surrogate](),
-        detach_reset=config.detach_reset,
-        step_mode="m",
-    )
+    if config.neuron == "plif":
+        return PLIF(init_tau=config.tau, **neuron_arguments(config))
+    return LIF(tau=config.tau, **neuron_arguments(config))
 
 
 class Hold(nn.Module):

@@ -43,6 +43,14 @@ def test_what_is_loaded_is_what_was_saved(saved: Path) -> None:
     assert not here.network().training
 
 
+def test_a_file_from_before_an_option_takes_its_default(saved: Path) -> None:
+    content = torch.load(saved, weights_only=True)
+    for name in ("reset", "neuron", "norm", "pool", "event"):
+        del content["net"][name]
+    torch.save(content, saved)
+    assert Checkpoint.load(saved).net.reset == "hard"
+
+
 def test_preprocess_normalises_bytes_and_floats_alike() -> None:
     preprocess = Preprocess(mean=(0.5, 0.25), std=(0.5, 2.0), size=4)
     pixels = torch.randint(256, (3, 2, 4, 4), dtype=torch.uint8)

@@ -5,7 +5,9 @@ import os
 import random
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,8 +18,8 @@ from torch import Tensor
 from train.config import NetConfig
 from train.fused import Drive, fire
 from train.methods.base import cross_entropy
-from train.networks import build, lif_layers
-from train.neurons import LIF, Norm, set_fused
+from train.networks import NETWORKS, build, lif_layers
+from train.neurons import LIF, SURROGATES, Norm, not_fusable, set_fused
 
 
 ROOT = Path(__file__).parents[2]
@@ -28,14 +30,13 @@ def relative(a: Tensor, b: Tensor) -> float:
 
 
 def random_lif(draw: random.Random) -> LIF:
-    function = surrogate.ATan(alpha=2.0) if draw.random() < 0.7 else surrogate.Sigmoid(alpha=4.0)
     v_threshold = draw.uniform(0.2, 2.0)
     return LIF(
         tau=draw.uniform(1.01, 8.0),
         decay_input=draw.random() < 0.5,
         v_threshold=v_threshold,
-        v_reset=draw.choice([0.0, draw.uniform(-1.0, v_threshold - 0.1)]),
-        surrogate_function=function,
+        v_reset=draw.choice([0.0, draw.uniform(-1.0, v_threshold - 0.1), None]),
+        surrogate_function=SURROGATES[draw.choice([*SURROGATES])](),
         detach_reset=draw.random() < 0.5,
         step_mode="m",
     )
@@ -43,9 +44,11 @@ def random_lif(draw: random.Random) -> LIF:
 
 def test_a_fused_lif_gives_spikingjellys_spikes_and_gradients_in_1000_random_cases() -> None:
     differing, spikes, worst = 0, 0, 0.0
+    seen: Counter[tuple[str, bool]] = Counter()
     for seed in range(1000):
         draw, generator = random.Random(seed), torch.Generator().manual_seed(seed)
         lif = random_lif(draw)
+        seen[type(lif.surrogate_function).__name__, lif.v_reset is None] += 1
         T, B, C = draw.randint(1, 8), draw.randint(1, 3), draw.randint(1, 40)
         shape = (T, B, C) if draw.random() < 0.2 else (T, B, C, draw.randint(1, 6), draw.randint(1, 6))
         x = (torch.randn(shape, generator=generator) * 2).requires_grad_()
@@ -55,8 +58,10 @@ def test_a_fused_lif_gives_spikingjellys_spikes_and_gradients_in_1000_random_cas
         differing += int((plain != fused).sum())
         spikes += plain.numel()
         (g_plain,), (g_fused,) = (torch.autograd.grad(out, x, g) for out in (plain, fused))
-        worst = max(worst, float((g_plain - g_fused).abs().max() / g_plain.abs().max()))
+        worst = max(worst, float((g_plain - g_fused).abs().max() / g_plain.abs().max().clamp_min(1e-12)))
         functional.reset_net(lif)
+    assert len(seen) == 8
+    assert min(seen.values()) > 50
     assert differing == 0, f"{differing} of {spikes} spikes differ"
     assert worst < 1e-5
 
@@ -104,10 +109,19 @@ def test_a_normalised_current_has_the_plain_gradients_and_statistics(shortcut: s
     assert max(relative(a, b) for a, b in zip(fused[2], plain[2], strict=True)) < 1e-12
 
 
-@pytest.mark.parametrize("name", ["vgg_small", "vgg11", "resnet18"])
-def test_a_whole_network_takes_the_plain_step_in_float64(name: str) -> None:
+OPTIONS: list[dict[str, Any]] = [
+    *({"name": name} for name in NETWORKS),
+    {"name": "vgg11", "pool": "max"},
+    {"reset": "soft", "surrogate": "triangle", "norm": "tdbn"},
+    {"reset": "soft", "surrogate": "rect", "detach_reset": False},
+    {"name": "resnet20", "surrogate": "triangle", "decay_input": False, "v_reset": -0.5, "norm": "bn"},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(map(str, options.values())))
+def test_a_whole_network_takes_the_plain_step_in_float64(options: dict[str, Any]) -> None:
     torch.manual_seed(0)
-    plain = build(NetConfig(name=name, in_channels=3, size=32, width=0.25)).double().train()
+    plain = build(NetConfig(in_channels=3, size=32, **{"width": 0.125, **options})).double().train()
     fused = copy.deepcopy(plain).to(memory_format=torch.channels_last)
     set_fused(fused, True)
     images, target = torch.randn(4, 3, 32, 32, dtype=torch.float64), torch.randint(10, (4,))
@@ -116,14 +130,40 @@ def test_a_whole_network_takes_the_plain_step_in_float64(name: str) -> None:
         for lif in lif_layers(network).values():
             lif.register_forward_hook(lambda _module, _inputs, out, kept=kept: kept.append(out.detach()))
         cross_entropy(network(images), target).backward()
+    assert len(spikes[0]) == len(lif_layers(plain))
     assert all(torch.equal(a, b) for a, b in zip(*spikes, strict=True))
-    for (path, p), q in zip(plain.named_parameters(), fused.parameters(), strict=True):
+    for (path, p), q in zip(plain.named_parameters(), fused.named_parameters(), strict=True):
         assert p.grad is not None
-        assert q.grad is not None
+        assert q[1].grad is not None
         # A convolution's bias before a normalisation has no gradient but rounding.
-        assert relative(q.grad, p.grad) < 1e-9 or float(p.grad.abs().max()) < 1e-12, path
+        assert relative(q[1].grad, p.grad) < 1e-9 or float(p.grad.abs().max()) < 1e-12, path
     for (path, b), c in zip(plain.named_buffers(), fused.buffers(), strict=True):
         assert relative(c.double(), b.double()) < 1e-9, path
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_normalisation_that_a_neuron_reads_is_fused(name: str) -> None:
+    network = build(NetConfig(name=name, width=0.125, in_channels=3, size=32))
+    set_fused(network, True)
+    apart = [path for path, module in network.named_modules() if isinstance(module, Norm) and not module.fused]
+    assert apart == (["body.layer3.1.conv2.norm"] if name == "resnet19_ckd" else [])
+    assert all(module.fused for module in lif_layers(network).values())
+
+
+def test_a_network_of_learned_time_constants_is_left_to_spikingjelly() -> None:
+    torch.manual_seed(0)
+    plain = build(NetConfig(neuron="plif", width=0.25)).train()
+    left = copy.deepcopy(plain)
+    set_fused(left, True)
+    assert not_fusable(left) == "neurons of the kind PLIF"
+    assert not any(module.fused for module in left.modules() if isinstance(module, Norm))
+    images = torch.randn(4, 1, 8, 8)
+    out = [network(images) for network in (plain, left)]
+    assert torch.equal(*out)
+    for logits in out:
+        logits.sum().backward()
+    grads = [p.grad for p in left.parameters()]
+    assert all(torch.equal(p.grad, g) for p, g in zip(plain.parameters(), grads, strict=True))
 
 
 STEP = """
@@ -181,7 +221,6 @@ def test_evaluation_is_spikingjellys_own() -> None:
 @pytest.mark.parametrize(
     ("lif", "dtype"),
     [
-        (neuron.LIFNode(v_reset=None, step_mode="m"), torch.float32),
         (neuron.LIFNode(surrogate_function=surrogate.Erf(), step_mode="m"), torch.float32),
         (neuron.LIFNode(surrogate_function=surrogate.ATan(), step_mode="m"), torch.bfloat16),
     ],

@@ -1,6 +1,7 @@
 """Less memory, the same numbers: gradients, spikes and running statistics are those of the ordinary step."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -34,10 +35,17 @@ def step(network: Network, *, fused: bool, compress: bool = False, segments: int
 
 
 @pytest.mark.parametrize("fused", [True, False])
-@pytest.mark.parametrize("name", ["vgg_small", "resnet18"])
-def test_compressed_spikes_and_segments_change_no_bit(name: str, fused: bool) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"name": name} for name in ("vgg_small", "resnet18", "resnet19_ckd", "sew_resnet18")),
+        {"neuron": "plif", "reset": "soft"},
+    ],
+    ids=str,
+)
+def test_compressed_spikes_and_segments_change_no_bit(options: dict[str, Any], fused: bool) -> None:
     torch.manual_seed(0)
-    network = build(NetConfig(name=name, in_channels=3, size=32, width=0.25))
+    network = build(NetConfig(in_channels=3, size=32, width=0.25, **options))
     ordinary, _ = step(network, fused=fused)
     assert len(ordinary) > 20
     for changed in ({"compress": True}, {"segments": 3}, {"compress": True, "segments": 2}):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from spikingjelly.activation_based import neuron
+from spikingjelly.activation_based import neuron, surrogate
 from torch import nn
 
 from train.config import NetConfig
@@ -88,15 +88,80 @@ def test_the_neuron_is_spikingjellys_own_with_the_settings_of_the_config() -> No
     assert type(activation(NetConfig(spiking=False))) is nn.ReLU
 
 
-@pytest.mark.parametrize("name", ["atan", "sigmoid"])
+ORACLES = {
+    "atan": surrogate.ATan(alpha=2.0),
+    "sigmoid": surrogate.Sigmoid(alpha=4.0),
+    "triangle": surrogate.PiecewiseQuadratic(alpha=1.0),
+    "rect": surrogate.Rect(alpha=1.0),
+}
+
+
+@pytest.mark.parametrize("detach_reset", [True, False])
+@pytest.mark.parametrize("reset", ["hard", "soft"])
+@pytest.mark.parametrize("kind", ["lif", "plif"])
+@pytest.mark.parametrize("name", ORACLES)
+def test_every_option_is_spikingjellys_neuron_in_evaluation_and_training(
+    name: str, kind: str, reset: str, detach_reset: bool
+) -> None:
+    config = NetConfig(tau=3.0, v_threshold=0.7, reset=reset, neuron=kind, surrogate=name, detach_reset=detach_reset)
+    shared = {
+        "v_threshold": 0.7,
+        "v_reset": 0.0 if reset == "hard" else None,
+        "surrogate_function": ORACLES[name],
+        "detach_reset": detach_reset,
+        "step_mode": "m",
+    }
+    oracle = neuron.LIFNode(tau=3.0, **shared) if kind == "lif" else neuron.ParametricLIFNode(init_tau=3.0, **shared)
+    x = torch.randn(6, 4, 50, generator=torch.Generator().manual_seed(0)) * 3 + 1
+    for mode in (True, False):
+        layers = [layer.train(mode) for layer in (activation(config), oracle)]
+        found = []
+        for layer in layers:
+            current = x.clone().requires_grad_()
+            layer.reset()
+            layer.zero_grad()
+            out = layer(current)
+            out.square().sum().backward()
+            found.append((out.detach(), current.grad, *(p.grad for p in layer.parameters())))
+        assert 0.1 < found[0][0].mean() < 0.9
+        assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+        if kind == "plif":
+            assert layers[0].w.grad.abs() > 0
+
+
+def test_a_soft_reset_keeps_the_charge_above_the_threshold() -> None:
+    overshoot = np.array([[6.0], [0.0], [0.0]])  # charges 3; 2 are left, of which half leaks: 1 fires
+    assert spikes(overshoot, NetConfig(reset="soft")).ravel().tolist() == [1.0, 1.0, 0.0]
+    assert spikes(overshoot, NetConfig(reset="hard")).ravel().tolist() == [1.0, 0.0, 0.0]
+
+
+def test_plif_starts_at_tau_and_learns_one_number_a_layer() -> None:
+    layer = activation(NetConfig(neuron="plif", tau=4.0))
+    assert [tuple(p.shape) for p in layer.parameters()] == [()]
+    assert 1 / layer.w.sigmoid().item() == pytest.approx(4.0)
+
+
+@pytest.mark.parametrize("kind", ["lif", "plif"])
+@pytest.mark.parametrize("reset", ["hard", "soft"])
+def test_half_precision_currents_charge_membranes_in_float32(kind: str, reset: str) -> None:
+    layer = activation(NetConfig(neuron=kind, reset=reset))
+    x = torch.randn(4, 100, generator=torch.Generator().manual_seed(0)).bfloat16() * 3
+    out = layer(x)
+    assert (out.dtype, layer.v.dtype) == (torch.bfloat16, torch.float32)
+    assert torch.equal(out.float(), activation(NetConfig(neuron=kind, reset=reset))(x.float()))
+
+
+@pytest.mark.parametrize("name", ORACLES)
 def test_the_surrogate_gradient_is_its_formula(name: str) -> None:
     x = torch.linspace(-2, 6, 33, dtype=torch.float64).requires_grad_()
     activation(NetConfig(surrogate=name))(x[None]).sum().backward()
     distance = x.detach() / 2 - 1  # one step from rest at tau = 2, less the threshold
-    if name == "atan":
-        slope = 1 / (1 + (math.pi * distance) ** 2)
-    else:
-        slope = 4 * (4 * distance).sigmoid() * (1 - (4 * distance).sigmoid())
+    slope = {
+        "atan": 1 / (1 + (math.pi * distance) ** 2),
+        "sigmoid": 4 * (4 * distance).sigmoid() * (1 - (4 * distance).sigmoid()),
+        "triangle": (1 - distance.abs()).clamp_min(0),
+        "rect": (distance.abs() < 0.5).double(),
+    }[name]
     assert x.grad is not None
     torch.testing.assert_close(x.grad, slope / 2)
 

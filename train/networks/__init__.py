@@ -4,24 +4,27 @@ from collections.abc import Callable
 
 from train.config import NetConfig
 from train.errors import unknown
+from train.networks import resnet, sew, vgg, zoo
 from train.networks.network import Network, Places, firing_rates, lif_layers
-from train.networks.resnet import BLOCKS, resnet
-from train.networks.vgg import PLANS, vgg
 
 
 __all__ = ["NETWORKS", "Network", "Places", "build", "firing_rates", "lif_layers"]
 
 NETWORKS: dict[str, Callable[[NetConfig], Network]] = {
-    **dict.fromkeys(PLANS, vgg),
-    **dict.fromkeys(BLOCKS, resnet),
+    **dict.fromkeys(vgg.PLANS, vgg.vgg),
+    **dict.fromkeys(resnet.PLANS, resnet.resnet),
+    **dict.fromkeys(sew.DEPTHS, sew.sew_resnet),
 }
 
 
 def build(config: NetConfig) -> Network:
-    """The network that `config` names, with fresh weights.
+    """The network that `config` names, with fresh weights; `sj:NAME` is a model of SpikingJelly's zoo.
 
-    Raises ValueError for an unknown name (with the nearest ones) or images too small for the network.
+    Raises ValueError for an unknown name (with the nearest ones), images too small for the network, or an option that
+    the network does not have.
     """
-    if config.name not in NETWORKS:
-        raise unknown("network", config.name, NETWORKS)
-    return NETWORKS[config.name](config)
+    if config.name not in NETWORKS and not config.name.startswith(zoo.PREFIX):
+        raise unknown("network", config.name, [*NETWORKS, f"{zoo.PREFIX}NAME"])
+    if config.pool != "avg" and config.name not in vgg.POOLED:
+        raise ValueError(f"net.pool is for {' and '.join(vgg.POOLED)}; {config.name} has no pooling to choose")
+    return NETWORKS.get(config.name, zoo.zoo)(config)

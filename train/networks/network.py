@@ -18,20 +18,25 @@ class Places:
     """Where a network's features are, by module path."""
 
     stages: tuple[str, ...]
-    """The last activation at each resolution, in order: [.., C, H, W]."""
+    """What the network passes on at each resolution, in order: the last activation before the next halving, or the sum
+    that ends the last block; a stem that is halved at once is none. [.., C, H, W]."""
     penultimate: str
     """What the classifier reads: [.., D]."""
     classifier: str
-    """The last linear layer."""
+    """The last linear layer, which gives the logits."""
 
 
 class Network(nn.Module):
     """A teacher, images [B, C, H, W] -> logits [B, K]; or a student, images -> logits [T, B, K].
 
-    A student also takes event frames [T, B, C, H, W]. Images are normalised by the caller (Checkpoint.preprocess).
+    Both also take event frames [T, B, C, H, W], of which a teacher sees the mean over T. Images are normalised by the
+    caller (Checkpoint.preprocess).
     `stem` is linear (first convolution, normalisation); `body` starts with the first activation and ends in the
-    classifier. Membranes start at v_reset in every call.
+    classifier. Membranes start at rest in every call.
     """
+
+    divisible = True
+    """Whether `body` is a row of modules that can be computed one after the other."""
 
     def __init__(self, config: NetConfig, stem: nn.Sequential, body: nn.Sequential, places: Places) -> None:
         super().__init__()
@@ -47,7 +52,9 @@ class Network(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         if not self.config.spiking:
-            return self.body(self.stem(images))
+            return self.body(self.stem(images.mean(0) if images.dim() == 5 else images))
+        if self.config.event and images.dim() == 4:
+            raise ValueError(f"{self.config.name} was made for event frames [T, B, C, H, W], got {list(images.shape)}")
         functional.reset_net(self.body)
         frames = images.unsqueeze(0) if images.dim() == 4 else images
         drive = self.hold(self.stem(frames))
@@ -64,20 +71,44 @@ def conv_norm(c_in: int, c_out: int, kernel: int, stride: int, *, bias: bool = F
     return pair
 
 
+class NeuronLinear(layer.Linear):
+    """A linear layer whose output is the current into neurons, without a normalisation between."""
+
+
+def channels(config: NetConfig, *published: int) -> list[int]:
+    """The published numbers of channels times config.width, at least 1."""
+    return [max(1, round(c * config.width)) for c in published]
+
+
 def initialise(network: nn.Module, config: NetConfig) -> None:
-    """Kaiming-normal convolutions (fan out); in a student, normalised drives as wide as the threshold.
+    """Kaiming-normal convolutions (fan out); in a student, normalised drives as wide as config.norm says.
 
     A drive of standard deviation 1 hardly reaches a LIF's threshold, and less so where the input decays by tau; the
     deeper layers of a fresh student would be silent and learn late. Like threshold-dependent batch normalisation
-    (Zheng et al. 2021) the normalisation's weight starts at the drive that makes a neuron fire at once.
+    (Zheng et al. 2021) the normalisation's weight starts, by default, at the drive that makes a neuron fire at once.
+    Averaged spikes, whose mean square is about 0.05 in a fresh student, through torch's linear weights are a drive of a
+    tenth of that: neurons behind a linear layer stayed silent and their network learned nothing. By default its weights
+    start as wide as makes its drive as wide as the others.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.BatchNorm2d) and config.spiking:
-            nn.init.constant_(module.weight, firing_drive(config))
+        elif isinstance(module, Norm) and config.spiking:
+            nn.init.constant_(module.weight, start_weight(config, module))
+        elif isinstance(module, NeuronLinear) and config.spiking and config.norm == "drive":
+            nn.init.normal_(module.weight, std=firing_drive(config) / (0.05 * module.in_features) ** 0.5)
+            nn.init.zeros_(module.bias)
+
+
+def start_weight(config: NetConfig, norm: Norm) -> float:
+    """Where the weight of one of a student's normalisations starts (NetConfig.norm)."""
+    if config.norm == "bn":
+        return 1.0
+    if config.norm == "tdbn":
+        return config.v_threshold * (0.5**0.5 if norm.into_sum else 1.0)
+    return firing_drive(config)
 
 
 def firing_drive(config: NetConfig) -> float:
@@ -85,9 +116,9 @@ def firing_drive(config: NetConfig) -> float:
     return config.v_threshold * (config.tau if config.decay_input else 1.0)
 
 
-def lif_layers(network: nn.Module) -> dict[str, neuron.LIFNode]:
-    """A student's LIF layers by module path, in order."""
-    return {name: module for name, module in network.named_modules() if isinstance(module, neuron.LIFNode)}
+def lif_layers(network: nn.Module) -> dict[str, neuron.BaseNode]:
+    """A student's layers of neurons (LIF, PLIF, those of a zoo's model) by module path, in order."""
+    return {name: module for name, module in network.named_modules() if isinstance(module, neuron.BaseNode)}
 
 
 @contextmanager
@@ -95,13 +126,18 @@ def firing_rates(network: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
     """While open, each forward pass leaves every LIF layer's mean spikes per step and image, [T, B], in the dict."""
     rates: dict[str, torch.Tensor] = {}
 
-    def keep(name: str, spikes: torch.Tensor) -> None:
-        rates[name] = spikes.detach().flatten(2).float().mean(2)
+    def keep(name: str, module: neuron.BaseNode, spikes: torch.Tensor) -> None:
+        if module.step_mode == "m":
+            rates[name] = spikes.detach().flatten(2).float().mean(2)
+        else:  # one step of several
+            step = spikes.detach().flatten(1).float().mean(1)[None]
+            rates[name] = torch.cat([rates[name], step]) if name in rates else step
 
     hooks = [
-        layer.register_forward_hook(lambda _m, _i, spikes, name=name: keep(name, spikes))
-        for name, layer in lif_layers(network).items()
+        module.register_forward_hook(lambda module, _i, spikes, name=name: keep(name, module, spikes))
+        for name, module in lif_layers(network).items()
     ]
+    hooks.append(network.register_forward_pre_hook(lambda _m, _i: rates.clear()))
     try:
         yield rates
     finally:
