@@ -17,7 +17,10 @@ from train.datasets.dataset import Dataset, Split
 from train.errors import unknown
 
 
-__all__ = ["DATASETS", "Dataset", "Shuffled", "Split", "augment", "batches", "draw_augmentation", "load"]
+__all__ = ["DATASETS", "Dataset", "Shuffled", "Split", "Targets", "augment", "batches", "draw_augmentation", "load"]
+
+Targets = list[tuple[float, Tensor]]
+"""Weights and labels [B] of a batch: one pair, or two whose weights add up to 1 where images are mixed."""
 
 DATASETS: dict[str, Callable[[DataConfig], Dataset]] = {
     "digits": digits.load,
@@ -86,8 +89,8 @@ class Shuffled:
         """Steps of one epoch; a last batch that is smaller is left out."""
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))
 
-    def __call__(self, step: int, part: slice = slice(None)) -> tuple[Tensor, Tensor]:
-        """Augmented images uint8 [b, C, H, W] and labels [b] of `part` of the batch of a step (over all epochs)."""
+    def __call__(self, step: int, part: slice = slice(None)) -> tuple[Tensor, Targets]:
+        """Augmented images uint8 [b, C, H, W] and targets of `part` of the batch of a step (over all epochs)."""
         epoch, i = divmod(step, self.steps)
         rows = self.order(epoch)[i * self.batch_size : (i + 1) * self.batch_size][part]
         images, labels = self.split.images[rows], self.split.labels[rows]
@@ -98,7 +101,7 @@ class Shuffled:
             if self.config.alternate_flip:
                 drawn[2] = (self.first_flip[rows] + epoch) % 2
             images = augment(images, drawn, pad=pad, mirror=self.mirror)
-        return images, labels
+        return images, [(1.0, labels)]
 
     def order(self, epoch: int) -> Tensor:
         """The order of the images in an epoch, int64 [N], on their device."""

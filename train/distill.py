@@ -17,11 +17,8 @@ from train.methods import METHODS
 
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
     from train.checkpoint import Checkpoint
     from train.data import Dataset
-    from train.networks import Network
 
 
 # What a teacher that is trained on the way takes over from the student's run as it is.
@@ -40,11 +37,9 @@ class Result:
 
 def main(config: DistillConfig) -> Result:
     """Distil a student and write its checkpoint, state, metrics and run record into the run folder."""
-    import torch
-
     from train import parallel, record, runs
     from train.data import load
-    from train.methods import Outputs
+    from train.lesson import Lesson
     from train.networks import build
 
     dataset = load(config.data)
@@ -55,27 +50,11 @@ def main(config: DistillConfig) -> Result:
     teacher = load_teacher(config, dataset) if config.method.needs_teacher else None
     taught_by = teacher.sha256 if teacher else None
     run = runs.Run(config=config, dataset=dataset, title="student", teacher_sha256=taught_by)
-    teacher_network = teacher.network().requires_grad_(False) if teacher else None
-    if teacher_network and config.channels_last:
-        teacher_network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    def initialise(network: Network) -> None:
-        if config.init_from_teacher:
-            copy_weights(teacher, network)
-
-    def before_step(network: Network, done: float) -> None:
-        network.hold.T = steps_at(done, T=net.T, grow_T=config.grow_T)
-
-    def step(network: nn.Module, images: Tensor, target: Tensor) -> dict[str, Tensor]:
-        taught = None
-        if teacher and teacher_network:
-            with torch.no_grad():
-                taught = Outputs(logits=teacher_network.to(images.device)(teacher.preprocess(images)))
-        student = Outputs(logits=network(run.preprocess(images)))
-        return config.method.loss(student, taught, target)
-
+    lesson = Lesson(config, dataset, teacher)
     taught = {"teacher_accuracy": teacher.metrics.get("accuracy"), "teacher_sha256": taught_by} if teacher else {}
-    path, metrics = run.train(step, "student.pt", initialise=initialise, before_step=before_step, extra=taught)
+    path, metrics = run.train(
+        lesson.step, "student.pt", prepare=lesson.prepare, before_step=lesson.before_step, extra=taught
+    )
     if parallel.is_main():
         record.point_latest(run.out)
     return Result(
@@ -86,38 +65,16 @@ def main(config: DistillConfig) -> Result:
     )
 
 
-def steps_at(done: float, *, T: int, grow_T: float) -> int:
-    """Time steps of a student when the part `done` of all training steps is over: 1 to T - 1, each for an equal share
-    of the part grow_T, then T. TSER's loss treats each time step by itself, so shorter T are valid on the way."""
-    return T if done >= grow_T else 1 + int(done / grow_T * (T - 1))
-
-
-def copy_weights(teacher: Checkpoint | None, network: Network) -> None:
-    """Start a student from its teacher's weights, the normalised currents as wide as a fresh student's.
-
-    A ReLU passes on any positive drive, a LIF fires at v_threshold: weight and bias of the normalisations are scaled
-    by the drive that makes a neuron fire (train.networks.network.initialise). Raises ValueError for a teacher of
-    another shape.
-    """
-    from train.networks.network import firing_drive
-    from train.neurons import Norm
-
-    if teacher is None:
-        raise ValueError("--init_from_teacher: this method has no teacher; take --method.name tser or skd")
-    own = network.state_dict()
-    if differing := [n for n in own if n not in teacher.weights or teacher.weights[n].shape != own[n].shape]:
-        name = differing[0]
-        theirs = list(teacher.weights[name].shape) if name in teacher.weights else "not there"
-        raise ValueError(
-            f"--init_from_teacher needs a teacher of the student's network and width: {name} is {theirs} in the "
-            f"teacher ({teacher.net.name}, width {teacher.net.width}) and {list(own[name].shape)} in the student; "
-            "take --teacher_width 1, or a --teacher that was trained with --net.width of the student"
-        )
-    network.load_state_dict(teacher.weights)
-    for module in network.modules():
-        if isinstance(module, Norm):
-            module.weight.data *= firing_drive(network.config)
-            module.bias.data *= firing_drive(network.config)
+def wanted_teacher(config: DistillConfig) -> TeacherConfig:
+    """The teacher that is trained for a student that was given none: its network with ReLU, teacher_width as wide."""
+    net = dataclasses.replace(config.net, spiking=False, width=config.teacher_width * config.net.width)
+    return TeacherConfig(
+        data=config.data,
+        net=net,
+        optim=dataclasses.replace(config.optim, epochs=config.teacher_epochs),
+        out=config.out and config.out / "teacher",
+        **{name: getattr(config, name) for name in SHARED},
+    )
 
 
 def load_teacher(config: DistillConfig, dataset: Dataset) -> Checkpoint:
@@ -129,15 +86,9 @@ def load_teacher(config: DistillConfig, dataset: Dataset) -> Checkpoint:
     from train.checkpoint import Checkpoint
 
     if config.teacher is None:
-        assert config.out is not None
-        wanted = TeacherConfig(
-            data=config.data,
-            net=dataclasses.replace(config.net, spiking=False, width=config.teacher_width * config.net.width),
-            optim=dataclasses.replace(config.optim, epochs=config.teacher_epochs),
-            out=config.out / "teacher",
-            **{name: getattr(config, name) for name in SHARED},
-        )
-        path = config.out / "teacher" / "teacher.pt"
+        wanted = wanted_teacher(config)
+        assert wanted.out is not None
+        path = wanted.out / "teacher.pt"
         identity = runs.Run(config=wanted, dataset=dataset, title="teacher").identity
         if path.exists() and Checkpoint.load(path).provenance.get("identity") == identity:
             parallel.say(f"teacher: {path} was trained with these settings; used again")

@@ -15,7 +15,7 @@ from train import engine, interrupt, optimizer, parallel
 from train.average import Average, estimated
 from train.checkpoint import Preprocess
 from train.config import RunConfig
-from train.data import Dataset, Shuffled
+from train.data import Dataset, Shuffled, Targets
 from train.errors import Stopped
 from train.memory import spikes_as_bytes
 from train.metrics import run_split, summary
@@ -27,14 +27,15 @@ from train.state import Progress, State
 # Losses stay on the device for so many steps; then they are looked at, and processes agree on saving and stopping.
 LOOK_EVERY = 20
 
-# One step's named loss terms and "total", from the (wrapped) network, augmented uint8 images [B, C, H, W], target [B].
-Step = Callable[[nn.Module, Tensor, Tensor], dict[str, Tensor]]
+# One step's named loss terms and "total", from the (wrapped) model, augmented uint8 images [B, C, H, W] and targets.
+Step = Callable[[nn.Module, Tensor, Targets], dict[str, Tensor]]
 
 
 def fit(
     network: Network,
     step: Step,
     *,
+    model: nn.Module,
     dataset: Dataset,
     preprocess: Preprocess,
     config: RunConfig,
@@ -45,7 +46,9 @@ def fit(
 ) -> list[dict[str, Any]]:
     """Train `network` in place and return one record an epoch; also written to out/metrics.jsonl.
 
-    before_step: called before each step with the part of all steps that is done, and at the end with 1.
+    model: the network, or a module around it that is called and trained in its place.
+    before_step: called before each step with the part of all steps that is done, and with 1 before the network is
+    measured.
     out/state.pt holds all that is needed to go on; with config.resume == "auto" training does so, bit for bit, if
     `identity` (the settings that shape the result) is the one the state was made with.
     Raises ValueError for a state of another run, for what `engine.start` refuses, and when a loss stops being finite
@@ -53,10 +56,10 @@ def fit(
     """
     fabric = engine.start(config)
     optim = config.optim
-    updates = optimizer.build(network, optim)
-    model, updates = fabric.setup(engine.prepare(network, config, device=fabric.device.type), updates)
+    updates = optimizer.build(model, optim)
+    wrapped, updates = fabric.setup(engine.prepare(network, config, device=fabric.device.type, model=model), updates)
     average = Average(network, optim.ema) if optim.ema else None
-    parts = {"network": network, "optimizer": updates, "precision": fabric.strategy.precision, "average": average}
+    parts = {"model": model, "optimizer": updates, "precision": fabric.strategy.precision, "average": average}
     state = State(path=out / "state.pt", identity=identity, parts={k: v for k, v in parts.items() if v is not None})
     progress = Progress()
     if config.resume == "auto" and state.path.exists():
@@ -80,14 +83,14 @@ def fit(
     with interrupt.caught() as signals:
         for epoch in range(progress.step // steps, optim.epochs):
             began = time.perf_counter()
-            model.train()
+            wrapped.train()
             waiting: list[dict[str, Tensor]] = []
             for _ in log.bar(range(progress.step % steps, steps), epoch):
                 before_step(progress.step / total)
                 optimizer.set_learning_rate(updates, optim, progress.step, total)
                 # Autocast is for the teacher, which Fabric does not know.
                 with fabric.autocast(), spikes_as_bytes(network, config.compress_spikes):
-                    terms = step(model, *stream(progress.step, part))
+                    terms = step(wrapped, *stream(progress.step, part))
                 updates.zero_grad(set_to_none=True)
                 fabric.backward(terms["total"])
                 updates.step()
@@ -102,7 +105,7 @@ def fit(
                 if together or parallel.processes() == 1:
                     signal, due = parallel.largest(signals[0] if signals else 0, int(saves.due(progress)))
                 if together or signal or due:
-                    look(waiting, progress, title=title, state=state, lr=optim.lr)
+                    look(waiting, progress, log=log, state=state, lr=optim.lr)
                 if (signal or due) and progress.step % steps:
                     progress.seconds += time.perf_counter() - began
                     saves.save(progress)
@@ -113,6 +116,7 @@ def fit(
             progress.seconds += time.perf_counter() - began
             losses = {name: value / steps for name, value in progress.losses.items()}
             record: dict[str, Any] = {"epoch": epoch + 1, "loss": losses, "seconds": progress.seconds}
+            before_step(1.0)
             if len(dataset.val):
                 kept = estimated(average, split, preprocess) if average else network
                 measured = summary(run_split(kept, dataset.val, preprocess, device=fabric.device))
@@ -123,13 +127,25 @@ def fit(
             log.epoch(progress.history, epochs=optim.epochs)
             stop(parallel.largest(signals[0] if signals else 0)[0], log, progress, state)
     log.close()
-    before_step(1.0)
+    before_step(1.0)  # a run that was resumed at its end has taken no step
     if average:
         network.load_state_dict(estimated(average, split, preprocess).state_dict())
     return progress.history
 
 
-def look(waiting: list[dict[str, Tensor]], progress: Progress, *, title: str, state: State, lr: float) -> None:
+def weighted(targets: Targets, loss: Callable[[Tensor], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The terms of a loss under every target, by weight: a mixed image has two labels (Zhang et al. 2018)."""
+    (weight, target), *others = targets
+    terms = loss(target)
+    if not others:
+        return terms
+    terms = {name: weight * value for name, value in terms.items()}
+    for weight, target in others:
+        terms = {name: terms[name] + weight * value for name, value in loss(target).items()}
+    return terms
+
+
+def look(waiting: list[dict[str, Tensor]], progress: Progress, *, log: "Log", state: State, lr: float) -> None:
     """Add the losses of the last steps to the epoch's and empty the list; the only place where a step is waited for.
 
     Raises ValueError for a loss that is not finite, with the first such step and term.
@@ -139,12 +155,14 @@ def look(waiting: list[dict[str, Tensor]], progress: Progress, *, title: str, st
     rows = parallel.mean(rows).cpu()
     for n, row in enumerate(rows.tolist()):
         for name, value in zip(names, row, strict=True):
+            number = progress.step - len(waiting) + n + 1
             if not math.isfinite(value):
-                number = progress.step - len(waiting) + n + 1
                 raise ValueError(
-                    f"{title}: the loss stopped being finite at step {number}, term {name} is {value}; "
-                    f"try a smaller --optim.lr (now {lr}). {state.kept()}"
+                    f"{log.title}: the loss stopped being finite at step {number}, term {name} is {value}; "
+                    f"start anew with a smaller --optim.lr (now {lr}) and another --out. {state.kept()}, with that rate"
                 )
+            if name == "total" and value < 0:
+                log.negative(number, value)
             progress.losses[name] = progress.losses.get(name, 0.0) + value
     waiting.clear()
 
@@ -189,9 +207,19 @@ class Log:
 
     def __init__(self, out: Path, *, total: int, title: str, resumed: Progress) -> None:
         self.out, self.total, self.title = out, total, title
+        self.warned = False
         self.writer = None
         if parallel.is_main():
             self.writer = SummaryWriter(str(out / "tensorboard"), purge_step=len(resumed.history))
+
+    def negative(self, step: int, loss: float) -> None:
+        """Say once that the loss is negative: a regulariser outweighs what the student should learn."""
+        if not self.warned:
+            parallel.say(
+                f"{self.title}: warning: the loss is negative from step {step} on ({loss:.3f}): being undecided pays "
+                "more than being right. Try a smaller weight of the entropy (--method.entropy_weight)"
+            )
+        self.warned = True
 
     def close(self) -> None:
         """Let TensorBoard's file go."""

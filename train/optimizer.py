@@ -22,7 +22,7 @@ def parameter_groups(network: nn.Module, config: OptimConfig) -> list[dict[str, 
     """Weight decay on convolution and linear weights only; the body's convolutions apart where Muon takes them."""
 
     def by_muon(name: str, p: nn.Parameter) -> bool:
-        return config.optimizer == "muon" and p.dim() == 4 and not name.startswith("stem.")
+        return config.optimizer == "muon" and p.dim() == 4 and "stem" not in name.split(".")
 
     named = list(network.named_parameters())
     weights = [p for name, p in named if p.dim() > 1 and not by_muon(name, p)]

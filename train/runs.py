@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from train import cli, loop, parallel, record
 from train.checkpoint import Checkpoint, Preprocess
@@ -66,13 +67,14 @@ class Run:
         step: loop.Step,
         file_name: str,
         *,
-        initialise: Callable[[Network], None] = lambda network: None,
+        prepare: Callable[[Network], nn.Module] = lambda network: network,
         before_step: Callable[[Network, float], None] = lambda network, done: None,
         extra: Mapping[str, Any] | None = None,
     ) -> tuple[Path, dict[str, Any]]:
         """Build, train, measure on the test split once, and write checkpoint and run.json.
 
-        initialise: changes the fresh network; before_step: see `loop.fit`.
+        prepare: may change the fresh network, and gives what is trained: the network or a module around it.
+        before_step: see `loop.fit`.
         Returns the checkpoint's path and its metrics, `extra` ones among them, when the files are written.
         Raises ValueError where another process trains in the same folder, and what `loop.fit` raises.
         """
@@ -80,10 +82,10 @@ class Run:
             began = time.time()
             torch.manual_seed(self.config.seed)
             network = build(self.config.net)
-            initialise(network)
             history = loop.fit(
                 network,
                 step,
+                model=prepare(network),
                 dataset=self.dataset,
                 preprocess=self.preprocess,
                 config=self.config,

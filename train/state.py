@@ -12,7 +12,7 @@ from torch import nn
 from train.record import atomic
 
 
-STATE_FORMAT = 2
+STATE_FORMAT = 3
 
 
 @dataclass(kw_only=True)
@@ -44,7 +44,7 @@ class State:
         Raises OSError where it cannot be written and ValueError for a network that is not finite; the state before is
         kept then.
         """
-        if bad := not_finite(self.parts["network"]):
+        if bad := not_finite(self.parts["model"]):
             raise ValueError(f"{bad[0]} holds a value that is not finite after step {progress.step}. {self.kept()}")
         content = {
             "format": STATE_FORMAT,

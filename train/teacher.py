@@ -15,6 +15,8 @@ from train.config import RECIPES, TeacherConfig
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from train.data import Targets
+
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
@@ -26,7 +28,7 @@ class Result:
 
 def main(config: TeacherConfig) -> Result:
     """Train a teacher and write its checkpoint, state, metrics and run record into the run folder."""
-    from train import runs
+    from train import loop, runs
     from train.data import load
     from train.methods.base import cross_entropy
 
@@ -35,9 +37,14 @@ def main(config: TeacherConfig) -> Result:
     out = config.out or Path("runs") / f"teacher-{config.data.name}-{net.name}-s{config.seed}"
     run = runs.Run(config=dataclasses.replace(config, net=net, out=out), dataset=dataset, title="teacher")
 
-    def step(network: nn.Module, images: Tensor, target: Tensor) -> dict[str, Tensor]:
-        ce = cross_entropy(network(run.preprocess(images)), target, label_smoothing=config.label_smoothing)
-        return {"ce": ce, "total": ce}
+    def step(network: nn.Module, images: Tensor, targets: Targets) -> dict[str, Tensor]:
+        logits = network(run.preprocess(images))
+
+        def loss(target: Tensor) -> dict[str, Tensor]:
+            ce = cross_entropy(logits, target, label_smoothing=config.label_smoothing)
+            return {"ce": ce, "total": ce}
+
+        return loop.weighted(targets, loss)
 
     path, metrics = run.train(step, "teacher.pt")
     return Result(path=path, accuracy=metrics["accuracy"])

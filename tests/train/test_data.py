@@ -106,10 +106,10 @@ def test_an_epoch_gives_every_image_of_its_whole_batches_once_with_its_label(n, 
     assert (stream.batch_size, stream.steps) == (min(n, size), n // min(n, size))
     for epoch in range(2):
         parts = [stream(epoch * stream.steps + i) for i in range(stream.steps)]
-        assert all(len(labels) == stream.batch_size for _, labels in parts)
-        labels = torch.cat([labels for _, labels in parts])
+        assert all(weight == 1 and len(own) == stream.batch_size for _, [(weight, own)] in parts)
+        labels = torch.cat([own for _, [(_, own)] in parts])
         assert len(labels.unique()) == len(labels)
-        assert all(torch.equal(images.flatten().long(), own) for images, own in parts)
+        assert all(torch.equal(images.flatten().long(), own) for images, [(_, own)] in parts)
 
 
 def test_epochs_are_shuffled_anew_and_repeat_with_the_seed():
@@ -150,10 +150,10 @@ def test_another_seed_or_step_draws_another_augmentation_and_another_order():
 
 def test_the_parts_of_a_batch_are_the_batch():
     stream = shuffled(pictures(40), 8, mirror=True)
-    whole, labels = stream(3)
+    whole, [(_, labels)] = stream(3)
     halves = [stream(3, part) for part in (slice(0, 4), slice(4, 8))]
     assert torch.equal(torch.cat([images for images, _ in halves]), whole)
-    assert torch.equal(torch.cat([own for _, own in halves]), labels)
+    assert torch.equal(torch.cat([own for _, [(_, own)] in halves]), labels)
 
 
 def test_alternate_flip_is_refused_where_it_would_do_nothing():
@@ -168,7 +168,7 @@ def test_alternate_flip_shows_each_image_both_ways_in_two_epochs():
     stream = shuffled(split, 16, mirror=True, alternate_flip=True)
     seen = []
     for step in range(2):
-        images, labels = stream(step)
+        images, [(_, labels)] = stream(step)
         assert all(
             torch.equal(a, b) or torch.equal(a, b.flip(-1)) for a, b in zip(images, split.images[labels], strict=True)
         )

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from train import distill, loop, state
+from train import distill, lesson, loop, state
 from train.checkpoint import Checkpoint
 from train.config import DataConfig, DistillConfig, NetConfig, OptimConfig
 from train.data import Shuffled
@@ -133,7 +133,7 @@ def test_a_loss_that_turns_nan_is_named_by_step_and_term_and_the_last_good_state
         distill.main(config)
     kept = torch.load(tmp_path / "run/state.pt", weights_only=True)
     assert kept["progress"]["step"] == 4
-    assert all(bool(value.isfinite().all()) for value in kept["network"].values())
+    assert all(bool(value.isfinite().all()) for value in kept["model"].values())
 
 
 def test_a_state_that_cannot_be_written_is_named_and_the_one_before_is_kept(
@@ -191,8 +191,8 @@ def test_the_state_is_saved_by_steps_and_by_minutes(tmp_path: Path, monkeypatch:
 
 
 def test_a_student_may_grow_its_time_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [distill.steps_at(i / 12, T=4, grow_T=0.5) for i in range(12)] == [1, 1, 2, 2, 3, 3, 4, 4, 4, 4, 4, 4]
-    assert (distill.steps_at(0.0, T=4, grow_T=0.0), distill.steps_at(0.0, T=1, grow_T=0.5)) == (4, 1)
+    assert [lesson.steps_at(i / 12, T=4, grow_T=0.5) for i in range(12)] == [1, 1, 2, 2, 3, 3, 4, 4, 4, 4, 4, 4]
+    assert (lesson.steps_at(0.0, T=4, grow_T=0.0), lesson.steps_at(0.0, T=1, grow_T=0.5)) == (4, 1)
     seen: list[int] = []
     loss = type(METHODS["ce"]).loss
 

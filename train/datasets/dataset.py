@@ -63,6 +63,8 @@ class Dataset:
     channels: int
     mirror: bool
     """Whether a mirrored image keeps its class."""
+    frames: int | None = None
+    """Frames of a recording of events; None for images."""
     md5: Mapping[str, str]
     """Of what was read, by file (digits: of the array; folder: of all files of a split)."""
 

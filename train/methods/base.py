@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 
 if TYPE_CHECKING:  # a method is also a command line; `--help` must not wait for torch
@@ -21,6 +21,8 @@ if TYPE_CHECKING:  # a method is also a command line; `--help` must not wait for
     Shapes = dict[str, tuple[int, ...]]
     """Features by module path: [T, B, ..] of a student, [B, ..] of a teacher, with B = 2."""
 
+Teacher = TypeVar("Teacher")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Outputs:
@@ -30,7 +32,8 @@ class Outputs:
     """[T, B, K] of a student, [B, K] of a teacher."""
     features: dict[str, Tensor] = field(default_factory=dict)
     """The outputs of the modules that the method asked for, by module path: [T, B, C, H, W] or [T, B, D] of a student,
-    without T of a teacher; of a student also what the method's adapter made of them."""
+    without T of a teacher, in the order of the forward pass. What a method's adapter makes of a student's feature
+    stands under the same path, in its place."""
     classifier: nn.Linear | None = None
     """The network's last layer, which makes logits of the feature `Places.penultimate`."""
 
@@ -64,7 +67,8 @@ class Method(ABC):
 
     def adapter(self, student: Shapes, teacher: Shapes, classes: int) -> nn.Module | None:
         """What is trained beside the student and left behind at its checkpoint: a module that maps the student's
-        features to further entries of them (dict -> dict). Raises ValueError for shapes that cannot be matched."""
+        features to entries that replace or join them (dict -> dict). Raises ValueError for shapes that cannot be
+        matched."""
         return None
 
     def steps(self, T: int) -> int:
@@ -81,6 +85,19 @@ def kl_divergence(teacher_logits: Tensor, student_logits: Tensor, temperature: f
     teacher_log = (teacher_logits / temperature).log_softmax(-1)
     student_log = (student_logits / temperature).log_softmax(-1)
     return (teacher_log.exp() * (teacher_log - student_log)).sum(-1).mean()
+
+
+def distillation(teacher_logits: Tensor, student_logits: Tensor, temperature: float) -> Tensor:
+    """kl_divergence * temperature^2, whose gradient keeps its size at every temperature (Hinton et al. 2015).
+
+    student_logits may have leading axes that the teacher's have not (time steps); the mean is taken over them.
+    """
+    return kl_divergence(teacher_logits, student_logits, temperature) * temperature**2
+
+
+def soft_cross_entropy(teacher_logits: Tensor, student_logits: Tensor, temperature: float) -> Tensor:
+    """-sum_k softmax(z_teacher / temperature) log softmax(z_student / temperature), without the mean: [..., B]."""
+    return -((teacher_logits / temperature).softmax(-1) * (student_logits / temperature).log_softmax(-1)).sum(-1)
 
 
 def cross_entropy(logits: Tensor, target: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
@@ -112,10 +129,15 @@ def check_shapes(student_logits: Tensor, teacher_logits: Tensor | None, target: 
 
 
 def logits_of(teacher: Outputs | None, method: str) -> Tensor:
-    """The teacher's logits, or a ValueError that names the method that cannot do without."""
+    """The teacher's logits as constants, or a ValueError that names the method that cannot do without."""
+    return needed(teacher, method).logits.detach()
+
+
+def needed(teacher: Teacher | None, method: str) -> Teacher:
+    """`teacher` (its outputs, its places), or a ValueError that names the method that cannot do without."""
     if teacher is None:
         raise ValueError(f"method {method} distils from a teacher: give --teacher PATH")
-    return teacher.logits
+    return teacher
 
 
 def check_weight(name: str, value: float, low: float, high: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import log
 from typing import TYPE_CHECKING
 
 from train.methods.base import (
@@ -97,3 +98,14 @@ class TSER(Method):
             separate_ce=self.separate_ce,
             separate_kl=self.separate_kl,
         )
+
+    def remarks(self, classes: int) -> list[str]:
+        uniform = (1 - self.alpha - self.entropy_weight) * log(classes)
+        if uniform >= 0:
+            return []
+        return [
+            f"method.entropy_weight {self.entropy_weight} is more than 1 - method.alpha = {1 - self.alpha:g}: for a "
+            f"student that finds all {classes} classes equally likely, label and entropy add up to "
+            f"(1 - alpha - entropy_weight) ln K = {uniform:.3f}. Being undecided is rewarded and the loss can turn "
+            "negative: take a smaller --method.entropy_weight (the paper: 0.0001 to 0.2) or a smaller --method.alpha"
+        ]

@@ -1,0 +1,105 @@
+"""What a method, its student and its teacher do in a run: before it, before a step, and in a step."""
+
+import torch
+from torch import Tensor, nn
+
+from train import loop, parallel
+from train.checkpoint import Checkpoint, Preprocess
+from train.config import DistillConfig
+from train.data import Dataset, Targets
+from train.features import Observed
+from train.networks import Network
+from train.networks.network import NeuronLinear, firing_drive
+from train.neurons import Norm
+
+
+class Lesson:
+    """A student and, where the method has one, a frozen teacher."""
+
+    def __init__(self, config: DistillConfig, dataset: Dataset, teacher: Checkpoint | None) -> None:
+        self.config, self.dataset, self.teacher = config, dataset, teacher
+        self.preprocess = Preprocess(mean=dataset.mean, std=dataset.std, size=dataset.size)
+
+    def prepare(self, network: Network) -> nn.Module:
+        """The module that is trained in place of the fresh `network`: with the features and the adapter of the method.
+
+        Raises ValueError for features that a network does not have, and for those that the settings exclude.
+        """
+        config, method, dataset = self.config, self.config.method, self.dataset
+        if config.init_from_teacher:
+            copy_weights(self.teacher, network)
+        taught = self.teacher.network().requires_grad_(False) if self.teacher else None
+        layers = method.layers(network.places, taught.places if taught else None)
+        running = method.steps(network.config.T)
+        if dataset.frames is not None and (running != network.config.T or config.grow_T):
+            raise ValueError(
+                f"{dataset.name} has {dataset.frames} frames a recording, one for each time step: no --grow_T, and no "
+                f"method that runs other steps in training ({method.name} runs {running})"
+            )
+        if layers.student and (config.checkpoint_segments or config.engine == "compiled"):
+            raise ValueError(
+                f"method {method.name} reads features of the student ({', '.join(layers.student)}): "
+                "no --checkpoint_segments, which computes them twice, and no --engine compiled"
+            )
+        self.student = Observed(network, layers.student)
+        images = torch.zeros(2, dataset.channels, dataset.size, dataset.size)
+        frames = images if dataset.frames is None else images.expand(dataset.frames, -1, -1, -1, -1)
+        shapes = self.student.shapes(frames)
+        teacher_shapes = {}
+        if taught:
+            self.observed_teacher = Observed(taught, layers.teacher, differentiable=layers.differentiable)
+            teacher_shapes = self.observed_teacher.shapes(frames)
+            if config.channels_last:
+                taught.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.student.adapter = method.adapter(shapes, teacher_shapes, len(dataset.classes))
+        for remark in method.remarks(len(dataset.classes)):
+            parallel.say(f"warning: {remark}")
+        return self.student
+
+    def before_step(self, network: Network, done: float) -> None:
+        """Set the time steps of the student for the part `done` of all steps, and to its own number at the end."""
+        T = network.config.T
+        network.hold.T = T if done >= 1 else steps_at(done, T=self.config.method.steps(T), grow_T=self.config.grow_T)
+
+    def step(self, model: nn.Module, images: Tensor, targets: Targets) -> dict[str, Tensor]:
+        """The loss's terms; model: what `prepare` gave, or what wraps it."""
+        taught = None
+        if self.teacher:
+            with torch.no_grad():
+                answer = self.observed_teacher.to(images.device)(self.teacher.preprocess(images))
+            taught = self.observed_teacher.outputs(answer)
+        student = self.student.outputs(model(self.preprocess(images)))
+        return loop.weighted(targets, lambda target: self.config.method.loss(student, taught, target))
+
+
+def steps_at(done: float, *, T: int, grow_T: float) -> int:
+    """Time steps of a student when the part `done` of all training steps is over: 1 to T - 1, each for an equal share
+    of the part grow_T, then T. TSER's loss treats each time step by itself, so shorter T are valid on the way."""
+    return T if done >= grow_T else 1 + int(done / grow_T * (T - 1))
+
+
+def copy_weights(teacher: Checkpoint | None, network: Network) -> None:
+    """Start a student from its teacher's weights, the normalised currents as wide as a fresh student's.
+
+    A ReLU passes on any positive drive, a LIF fires at v_threshold: weight and bias of what makes the currents are
+    scaled by the drive that makes a neuron fire (train.networks.network.initialise). Raises ValueError for a teacher of
+    another shape.
+    """
+    if teacher is None:
+        raise ValueError("--init_from_teacher: this method has no teacher; take --method.name tser or skd")
+    if network.config.neuron != "lif":
+        raise ValueError("--init_from_teacher: a teacher has no time constants for --net.neuron plif; take lif")
+    own = network.state_dict()
+    if differing := [n for n in own if n not in teacher.weights or teacher.weights[n].shape != own[n].shape]:
+        name = differing[0]
+        theirs = list(teacher.weights[name].shape) if name in teacher.weights else "not there"
+        raise ValueError(
+            f"--init_from_teacher needs a teacher of the student's network and width: {name} is {theirs} in the "
+            f"teacher ({teacher.net.name}, width {teacher.net.width}) and {list(own[name].shape)} in the student; "
+            "take --teacher_width 1, or a --teacher that was trained with --net.width of the student"
+        )
+    network.load_state_dict(teacher.weights)
+    for module in network.modules():
+        if isinstance(module, Norm | NeuronLinear):
+            module.weight.data *= firing_drive(network.config)
+            module.bias.data *= firing_drive(network.config)
