@@ -4,18 +4,18 @@ import contextlib
 import dataclasses
 import io
 import re
-import tomllib
 import traceback
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
+from train import recipe
 from train.errors import exit_status, unknown
 from train.schema import Variants, from_dict, overlay, to_dict
 
 
-__all__ = ["exit_status", "from_dict", "overlay", "parse", "read_recipe", "to_dict", "unknown"]
+__all__ = ["exit_status", "from_dict", "overlay", "parse", "to_dict", "unknown"]
 
 Config = TypeVar("Config")
 
@@ -51,9 +51,11 @@ def parse(
         default = from_dict(config_type, {})
     if recipe_dir is not None:
         prog = f"{prog} [RECIPE]"
-        description += f"\n\nRecipes: {', '.join(_recipes(recipe_dir)) or 'none here'}, or the path of a .toml file."
+        description += (
+            f"\n\nRecipes: {', '.join(recipe.known(recipe_dir)) or 'none here'}, or the path of a .toml file."
+        )
         if arguments and not arguments[0].startswith("-"):
-            default = read_recipe(default, arguments.pop(0), recipe_dir=recipe_dir, variants=variants)
+            default = recipe.find(arguments.pop(0), recipe_dir).over(default, variants=variants)
     for field, registry in variants.items():
         names = ", ".join(registry)
         description += f"\n\n--{field}.name: {names}. The other --{field} flags are those of the chosen one."
@@ -70,30 +72,6 @@ def parse(
             raise
         error = _refusal(stop) or ValueError(_unboxed(printed.getvalue()))
     raise error
-
-
-def read_recipe(base: Config, name: str, *, recipe_dir: Path, variants: Variants | None = None) -> Config:
-    """`base` with a recipe over it: `name` is that of a file in `recipe_dir` or a path that ends in .toml.
-
-    Raises ValueError for an unknown recipe, and for a bad one with its file, the key and what is allowed.
-    """
-    if name.endswith(".toml"):
-        path = Path(name)
-        if not path.is_file():
-            raise ValueError(f"recipe {name}: there is no such file")
-    else:
-        known = _recipes(recipe_dir)
-        if name not in known:
-            raise ValueError(f"{unknown('recipe', name, known)}; or give the path of a .toml file")
-        path = known[name]
-    try:
-        return overlay(base, tomllib.loads(path.read_text(encoding="utf-8")), variants=variants)
-    except ValueError as error:  # also what tomllib and UTF-8 raise
-        raise ValueError(f"recipe {path}: {error}") from error
-
-
-def _recipes(recipe_dir: Path) -> dict[str, Path]:
-    return {path.stem: path for path in sorted(recipe_dir.glob("*.toml"))}
 
 
 def _complete_resume(argv: Sequence[str]) -> list[str]:

@@ -34,9 +34,10 @@ class EvaluateConfig:
 
 
 def main(config: EvaluateConfig) -> dict[str, Any]:
-    """Measure and write evaluate.json and, for a student, accuracy.png and rates.png; return the JSON's content."""
+    """Measure, write evaluate.json and its pictures (accuracy and rates for a student), and return its content."""
     from train.checkpoint import Checkpoint
-    from train.metrics import pick_device, run_split, summary
+    from train.evaluate_plots import plot
+    from train.metrics import confusion, pick_device, run_split, summary
     from train.record import versions, write_json
 
     checkpoint = Checkpoint.load(config.checkpoint)
@@ -48,6 +49,8 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
     outputs = run_split(checkpoint.network().to(device), split, checkpoint.preprocess, device=device)
     report = {
         **summary(outputs),
+        "classes": list(checkpoint.labels),
+        "confusion": confusion(outputs.logits.mean(0), outputs.labels),
         "checkpoint": str(config.checkpoint),
         "checkpoint_sha256": checkpoint.sha256,
         "dataset": dataset.name,
@@ -57,8 +60,7 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
     }
     out = config.out or config.checkpoint.parent
     write_json(out / "evaluate.json", report)
-    if checkpoint.net.spiking:
-        plot(report, out)
+    plot(report, out)
     return report
 
 
@@ -85,39 +87,6 @@ def dataset_of(checkpoint: Checkpoint, *, root: Path | None = None) -> Dataset:
     return dataset
 
 
-def plot(report: dict[str, Any], out: Path) -> None:
-    """Draw accuracy over time steps and firing rates from evaluate.json's content."""
-    import matplotlib
-
-    from train.record import atomic
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    steps = range(1, len(report["accuracy_by_T"]) + 1)
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    axes.bar(steps, [100 * a for a in report["accuracy_by_step"]], color="#a6bddb", label="step t alone")
-    axes.plot(steps, [100 * a for a in report["accuracy_by_T"]], "o-", color="#045a8d", label="mean of steps 1 to t")
-    axes.set(xlabel="time step t", ylabel=f"accuracy on {report['dataset']} {report['split']} (%)", ylim=(0, 100))
-    axes.set_xticks(list(steps))
-    axes.legend(loc="lower right")
-    with atomic(out / "accuracy.png") as new:
-        figure.savefig(new, dpi=150)
-    plt.close(figure)
-
-    names = list(report["firing_rates"])
-    rates = [report["firing_rates"][name] for name in names]
-    figure, axes = plt.subplots(figsize=(1.2 + 0.9 * len(steps), 1.2 + 0.32 * len(names)), layout="constrained")
-    image = axes.imshow(rates, vmin=0, vmax=max(max(map(max, rates)), 1e-9), cmap="cividis", aspect="auto")
-    axes.set_yticks(range(len(names)), names)
-    axes.set_xticks(range(len(steps)), [str(t) for t in steps])
-    axes.set_xlabel("time step t")
-    figure.colorbar(image, label="spikes per neuron and step")
-    with atomic(out / "rates.png") as new:
-        figure.savefig(new, dpi=150)
-    plt.close(figure)
-
-
 def command(argv: list[str]) -> None:
     """Parse, run, print the table that evaluate.json holds."""
     config = cli.parse(EvaluateConfig, argv=argv, prog="python -m train.evaluate", description=__doc__ or "")
@@ -132,10 +101,11 @@ def command(argv: list[str]) -> None:
         for t, (alone, mean) in enumerate(zip(report["accuracy_by_step"], report["accuracy_by_T"], strict=True), 1):
             print(f"{t:>3}   {alone:>12.2%}   {mean:>12.2%}")
         print(f"mean of the steps {report['step_mean']:.2%}, spread {report['step_spread']:.2%}")
-        print(f"\nfiring rate {report['firing_rate']:.4f} spikes per neuron and step")
+        print(f"\nfiring rate {report['firing_rate']:.4f} spikes per neuron and step, ", end="")
+        print(f"{report['feature_firing_rate']:.4f} in the last layer")
         for name, rates in report["firing_rates"].items():
             print(f"  {name:<28} {'  '.join(f'{rate:.4f}' for rate in rates)}")
-    plots = ", accuracy.png, rates.png" if report["firing_rate"] is not None else ""
+    plots = ", confusion.png" + (", accuracy.png, rates.png" if report["firing_rate"] is not None else "")
     print(f"\nwritten: {out / 'evaluate.json'}{plots}")
     if report["firing_rate"] is not None:
         print(f"next:    python -m export.bundle {config.checkpoint}")

@@ -83,6 +83,13 @@ def accuracy(logits: Tensor, labels: Tensor) -> list[float]:
     return (logits.argmax(-1) == labels).double().mean(1).tolist()
 
 
+def confusion(logits: Tensor, labels: Tensor) -> list[list[int]]:
+    """Images by true class (row) and answer (column), from logits [N, K]: [K, K]."""
+    K = logits.shape[-1]
+    counts = torch.bincount(labels * K + logits.argmax(-1), minlength=K * K)
+    return counts.view(K, K).tolist()
+
+
 def calibration_error(logits: Tensor, labels: Tensor, *, bins: int = 15) -> float:
     """Expected calibration error of logits [N, K] (Guo et al. 2017): mean |confidence - accuracy| over equal bins."""
     confidence, answer = logits.softmax(-1).max(-1)
@@ -93,7 +100,11 @@ def calibration_error(logits: Tensor, labels: Tensor, *, bins: int = 15) -> floa
 
 
 def summary(outputs: SplitOutputs) -> dict[str, object]:
-    """All measures of a split as JSON types: accuracies in [0, 1], firing rates per neuron and step in [0, 1]."""
+    """All measures of a split as JSON types: accuracies in [0, 1], firing rates per neuron and step in [0, 1].
+
+    step_mean, step_spread: mean of the accuracies of the steps alone, largest minus smallest (TSER Fig. 2).
+    feature_firing_rate: that of the last LIF layer alone, over all steps (TSER Eq. 12).
+    """
     means = running_mean(outputs.logits)
     by_step = accuracy(outputs.logits, outputs.labels)
     by_T = accuracy(means, outputs.labels)
@@ -107,5 +118,6 @@ def summary(outputs: SplitOutputs) -> dict[str, object]:
         "calibration_error": calibration_error(means[-1], outputs.labels),
         "firing_rates": rates,
         "firing_rate": fmean(map(fmean, rates.values())) if rates else None,
+        "feature_firing_rate": fmean(list(rates.values())[-1]) if rates else None,
         "images": len(outputs.labels),
     }

@@ -1,0 +1,57 @@
+"""Fig. 5 as numbers: how well the classes lie apart in what a network's classifier reads."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+IMAGES = 1000
+NEIGHBOURS = 10
+SHOWN_DIGITS = 3  # of t-SNE's coordinates, which are for a picture
+
+
+def embedding(checkpoint: Path) -> dict[str, Any]:
+    """Measures of the features of the first test images, and their places in a t-SNE picture.
+
+    The feature of an image is the classifier's input, the mean over T of a student's. silhouette: mean silhouette
+    coefficient of the true classes in [-1, 1] (Rousseeuw 1987), by cosine distance; neighbours: accuracy of the
+    majority of the NEIGHBOURS nearest other images.
+    """
+    from sklearn.manifold import TSNE
+    from sklearn.metrics import silhouette_score
+    from sklearn.neighbors import NearestNeighbors
+
+    x, labels = features(checkpoint)
+    nearest = NearestNeighbors(n_neighbors=NEIGHBOURS, metric="cosine").fit(x).kneighbors(return_distance=False)
+    answers = np.array([np.bincount(labels[others]).argmax() for others in nearest])
+    places = TSNE(2, metric="cosine", init="random", random_state=0, perplexity=min(30, len(x) // 4)).fit_transform(x)
+    return {
+        "silhouette": float(silhouette_score(x, labels, metric="cosine")),
+        "neighbours": float((answers == labels).mean()),
+        "tsne": np.round(places, SHOWN_DIGITS).astype(float).tolist(),
+        "labels": labels.tolist(),
+    }
+
+
+def features(checkpoint: Path) -> tuple[np.ndarray, np.ndarray]:
+    """What the classifier reads of the first test images, [N, D], and their labels [N]."""
+    import torch
+
+    from train.checkpoint import Checkpoint
+    from train.data import batches
+    from train.evaluate import dataset_of
+    from train.features import Observed
+
+    found = Checkpoint.load(checkpoint)
+    split = dataset_of(found).test
+    split = split.take(torch.arange(min(IMAGES, len(split))))
+    network = found.network()
+    observed = Observed(network, (network.places.penultimate,))
+    rows = []
+    with torch.no_grad():
+        for images, _ in batches(split, 100):
+            _, seen = observed(found.preprocess(images))
+            feature = seen[network.places.penultimate]
+            rows.append(feature.mean(0) if found.net.spiking else feature)
+    return torch.cat(rows).flatten(1).numpy(), split.labels.numpy()
