@@ -43,7 +43,8 @@ def rates(report: dict[str, Any], plt: Any) -> Any:
     names = list(report["firing_rates"])
     values = [report["firing_rates"][name] for name in names]
     steps = range(len(values[0]))
-    figure, axes = plt.subplots(figsize=(1.2 + 0.9 * len(steps), 1.2 + 0.32 * len(names)), layout="constrained")
+    width = 1.2 + 0.9 * len(steps) + 0.08 * max(map(len, names))
+    figure, axes = plt.subplots(figsize=(width, 1.2 + 0.32 * len(names)), layout="constrained")
     image = axes.imshow(values, vmin=0, vmax=max(max(map(max, values)), 1e-9), cmap="cividis", aspect="auto")
     axes.set_yticks(range(len(names)), names)
     axes.set_xticks(list(steps), [str(t + 1) for t in steps])
