@@ -26,7 +26,8 @@ class DataConfig:
     """Which images."""
 
     name: str = "digits"
-    """Data set: digits (embedded), cifar10, cifar100, folder (class folders of images)."""
+    """Data set: digits (embedded), mnist, fashion_mnist, cifar10, cifar100, folder (class folders of images), or
+    recordings of events: cifar10_dvs, dvs_gesture."""
     root: Path = field(default_factory=lambda: Path(os.environ.get("TSERVE_DATA", "data")))
     """Where data sets live; for `folder`, the folder that holds train/ and test/."""
     limit: int | None = None
@@ -37,13 +38,35 @@ class DataConfig:
     """Shift the training images at random, and mirror them where mirrored images keep their class."""
     alternate_flip: bool = False
     """Mirror each image in every other epoch instead of at random (Jordan 2024, airbench)."""
-    size: int = 32
-    """Side to which images are resized and cropped, pixels (`folder` only)."""
+    auto_augment: bool = False
+    """Apply AutoAugment's policy for CIFAR-10 to the training images, after shifting and mirroring (Cubuk et al. 2019;
+    torchvision's operations)."""
+    cutout: int = 0
+    """Side in pixels of a square hole in every training image, filled with the data set's mean (DeVries and Taylor
+    2017); 0: none."""
+    mixup: float = 0.0
+    """Mix pairs of training images and their labels by a part from Beta(alpha, alpha), one for a batch (Zhang et al.
+    2018); this is alpha, 0: do not mix."""
+    size: int | None = None
+    """Side in pixels to which images of `folder` are resized and cropped (default 32), and to which recordings of
+    events are summed down (default 48)."""
+    frames: int = 4
+    """Frames to which a recording of events is counted, each of the same number of events; one for each time step."""
+    stream: bool = False
+    """Decode the images of `folder` when a step needs them and train on random resized crops, instead of keeping all in
+    memory: for ImageNet."""
+    workers: int = 4
+    """Processes that decode images ahead of the step, with data.stream; 0: the training process does it."""
     download: bool = False
-    """Fetch a missing data set through torchvision; says what and how large."""
+    """Fetch a missing data set through torchvision or SpikingJelly; says what and how large."""
 
     def __post_init__(self) -> None:
-        _positive(**{"data.size": self.size})
+        _positive(**{"data.frames": self.frames})
+        if self.size is not None:
+            _positive(**{"data.size": self.size})
+        for name in ("cutout", "mixup", "workers"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"data.{name} must not be negative, got {getattr(self, name)}")
         if self.limit is not None:
             _positive(**{"data.limit": self.limit})
         if self.alternate_flip and not self.augment:
@@ -208,7 +231,8 @@ class DistillConfig(RunConfig):
     method: Method = METHODS["tser"]
     """How the student learns."""
     teacher: Path | None = None
-    """Checkpoint of the teacher; without one a teacher is trained first."""
+    """Checkpoint of the teacher, or torchvision:NAME with ImageNet's weights, or torchvision:NAME@FILE; without one a
+    teacher is trained first."""
     teacher_width: float = 2.0
     """Width of that teacher: the student's network with ReLU and so many times the channels."""
     teacher_epochs: int = 20

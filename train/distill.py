@@ -80,9 +80,9 @@ def wanted_teacher(config: DistillConfig) -> TeacherConfig:
 def load_teacher(config: DistillConfig, dataset: Dataset) -> Checkpoint:
     """The given teacher, or one trained now in the run's folder (kept if these very settings made it before).
 
-    Raises ValueError for a teacher of other classes, channels or image size.
+    Raises ValueError for a teacher that does not fit the data (train/teachers.py).
     """
-    from train import parallel, runs, teacher
+    from train import parallel, runs, teacher, teachers
     from train.checkpoint import Checkpoint
 
     if config.teacher is None:
@@ -95,19 +95,7 @@ def load_teacher(config: DistillConfig, dataset: Dataset) -> Checkpoint:
         else:
             path = teacher.main(wanted).path
         return Checkpoint.load_teacher(path)
-    found = Checkpoint.load_teacher(config.teacher)
-    if found.labels != dataset.classes:
-        raise ValueError(
-            f"--teacher {config.teacher}: it knows {len(found.labels)} classes ({', '.join(found.labels[:3])}, ..), "
-            f"{dataset.name} has {len(dataset.classes)} ({', '.join(dataset.classes[:3])}, ..); "
-            f"train one with `python -m train.teacher --data.name {dataset.name}`"
-        )
-    if (found.net.in_channels, found.net.size) != (dataset.channels, dataset.size):
-        raise ValueError(
-            f"--teacher {config.teacher}: it takes {found.net.in_channels} channels of {found.net.size} pixels, "
-            f"{dataset.name} has {dataset.channels} of {dataset.size}"
-        )
-    return found
+    return teachers.load(config.teacher, dataset)
 
 
 def command(argv: list[str]) -> None:

@@ -75,7 +75,9 @@ def fit(
             f"all nodes need the same folder {out}, on a disk that they share"
         )
     split = dataset.train.to(fabric.device)
-    stream = Shuffled(split, optim.batch_size, config=config.data, seed=config.seed, mirror=dataset.mirror)
+    stream = Shuffled(
+        split, optim.batch_size, config=config.data, seed=config.seed, mirror=dataset.mirror, mean=dataset.mean
+    )
     part = parallel.own_part(stream.batch_size)
     steps, total = stream.steps, stream.steps * optim.epochs
     saves = Saves(state, config, progress)

@@ -29,8 +29,22 @@ NOT_IDENTITY = {
 
 
 def fit_to(dataset: Dataset, net: NetConfig) -> NetConfig:
-    """The network's settings with the data set's channels, size and classes."""
-    return dataclasses.replace(net, in_channels=dataset.channels, size=dataset.size, num_classes=len(dataset.classes))
+    """The network's settings with the data set's channels, size and classes, for images or for recordings of events.
+
+    Raises ValueError for a student that does not take a step for each of a recording's frames.
+    """
+    if dataset.frames is not None and net.spiking and dataset.frames != net.T:
+        raise ValueError(
+            f"{dataset.name} has {dataset.frames} frames a recording and the student takes {net.T} time steps, which "
+            f"must be the same: set --net.T {dataset.frames} or --data.frames {net.T}"
+        )
+    return dataclasses.replace(
+        net,
+        in_channels=dataset.channels,
+        size=dataset.size,
+        num_classes=len(dataset.classes),
+        event=dataset.frames is not None,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +73,7 @@ class Run:
         """All settings that shape the result, and the data's fingerprint; equal identities give equal networks, to
         rounding where NOT_IDENTITY differs."""
         settings = {k: v for k, v in cli.to_dict(self.config).items() if k not in NOT_IDENTITY}
-        settings["data"] = {k: v for k, v in settings["data"].items() if k not in ("root", "download")}
+        settings["data"] = {k: v for k, v in settings["data"].items() if k not in ("root", "download", "workers")}
         return {"settings": settings, "dataset_md5": dict(self.dataset.md5), "teacher_sha256": self.teacher_sha256}
 
     def train(

@@ -1,13 +1,15 @@
 import hashlib
+import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
+from train.augment import draw_augmentation, keyed
 from train.config import DataConfig
-from train.data import DATASETS, Shuffled, Split, augment, batches, draw_augmentation, keyed, load
+from train.data import DATASETS, Shuffled, Split, batches, load
 from train.datasets.folder import channel_statistics
 
 
@@ -96,8 +98,8 @@ def test_batches_give_every_image_once_with_its_label_and_in_order(n, size):
     assert torch.equal(labels, torch.arange(n))
 
 
-def shuffled(split: Split, size: int, *, seed: int = 0, mirror: bool = False, **config) -> Shuffled:
-    return Shuffled(split, size, config=DataConfig(**config), seed=seed, mirror=mirror)
+def shuffled(split: Split, size: int, *, seed: int = 0, mirror: bool = False, mean=(), **config) -> Shuffled:
+    return Shuffled(split, size, config=DataConfig(**config), seed=seed, mirror=mirror, mean=mean)
 
 
 @given(n=st.integers(1, 60), size=st.integers(1, 70), seed=st.integers(0, 9))
@@ -165,10 +167,11 @@ def test_alternate_flip_is_refused_where_it_would_do_nothing():
 
 def test_alternate_flip_shows_each_image_both_ways_in_two_epochs():
     split = pictures(16, size=4)  # H // 8 = 0: mirrored or not, nothing else
-    stream = shuffled(split, 16, mirror=True, alternate_flip=True)
+    stream = shuffled(split, 4, mirror=True, alternate_flip=True)
     seen = []
-    for step in range(2):
-        images, [(_, labels)] = stream(step)
+    for epoch in range(2):
+        parts = [stream(4 * epoch + i) for i in range(4)]
+        images, labels = (torch.cat(column) for column in zip(*((x, y) for x, [(_, y)] in parts), strict=True))
         assert all(
             torch.equal(a, b) or torch.equal(a, b.flip(-1)) for a, b in zip(images, split.images[labels], strict=True)
         )
@@ -177,48 +180,98 @@ def test_alternate_flip_shows_each_image_both_ways_in_two_epochs():
     assert not torch.equal(seen[0], split.images)
 
 
-def shifted(image: torch.Tensor, down: int, right: int) -> torch.Tensor:
-    """The pixel loop: out[i, j] = image[i + down, j + right], 0 outside."""
-    _, H, W = image.shape
-    out = torch.zeros_like(image)
-    for i in range(H):
-        for j in range(W):
-            if 0 <= i + down < H and 0 <= j + right < W:
-                out[:, i, j] = image[:, i + down, j + right]
-    return out
+ALL = {"mirror": True, "auto_augment": True, "cutout": 3, "mixup": 1.0, "mean": (0.5, 0.4, 0.3)}
 
 
-@settings(max_examples=30, deadline=None)
-@given(
-    seed=st.integers(0, 2**31),
-    shape=st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(3, 6), st.integers(3, 6)),
-    pad=st.integers(0, 2),
-    mirror=st.booleans(),
-    dtype=st.sampled_from([torch.uint8, torch.float32, torch.float16]),
-)
-def test_every_augmented_image_is_a_shifted_or_mirrored_copy(seed, shape, pad, mirror, dtype):
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randint(1, 255, shape, generator=generator).to(dtype)
-    drawn = draw_augmentation(len(images), generator=generator, pad=pad)
-    out = augment(images, drawn, pad=pad, mirror=mirror)
-    assert (out.dtype, out.shape) == (images.dtype, images.shape)
-    shifts = [(down, right) for down in range(-pad, pad + 1) for right in range(-pad, pad + 1)]
-    for image, new in zip(images, out, strict=True):
-        copies = [shifted(image, down, right) for down, right in shifts]
-        copies += [copy.flip(-1) for copy in copies] if mirror else []
-        assert any(torch.equal(new, copy) for copy in copies)
+def same(a, b) -> bool:
+    """Whether two answers of `Shuffled` are the same, bit for bit."""
+    return torch.equal(a[0], b[0]) and all(
+        v == w and torch.equal(x, y) for (v, x), (w, y) in zip(a[1], b[1], strict=True)
+    )
 
 
-def test_all_shifts_and_flips_occur_equally_often_and_independently():
-    image = torch.arange(1, 10, dtype=torch.uint8).reshape(1, 1, 3, 3)
-    drawn = draw_augmentation(18_000, generator=torch.Generator().manual_seed(0), pad=1)
-    out = augment(image.expand(18_000, 1, 3, 3), drawn, pad=1, mirror=True)
-    kinds, counts = out.flatten(1).unique(dim=0, return_counts=True)
-    assert len(kinds) == 18
-    assert (counts - 1000).abs().max() < 150  # five standard deviations
+def test_with_every_augmentation_a_step_is_a_function_of_seed_and_number():
+    first, second = (shuffled(pictures(40), 8, **ALL) for _ in range(2))
+    there = [first(step) for step in range(7)]
+    back = [second(step) for step in reversed(range(7))][::-1]
+    assert all(map(same, there, back))
+    assert not any(same(a, b) for i, a in enumerate(there) for b in there[:i])
+    assert not same(shuffled(pictures(40), 8, seed=1, **ALL)(0), there[0])
 
 
-def test_augment_without_pad_and_mirror_is_the_identity():
-    images = torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8)
-    drawn = draw_augmentation(5, generator=torch.Generator(), pad=0)
-    assert torch.equal(augment(images, drawn, pad=0, mirror=False), images)
+def test_augmentation_leaves_torchs_own_draws_alone():
+    torch.manual_seed(3)
+    wanted = torch.rand(4)
+    torch.manual_seed(3)
+    shuffled(pictures(40), 8, **ALL)(2)
+    assert torch.equal(torch.rand(4), wanted)
+
+
+@pytest.mark.parametrize("change", [{}, {"mixup": 0.0}, {"mixup": 0.0, "alternate_flip": True, "auto_augment": False}])
+@pytest.mark.parametrize("edges", [(0, 4, 8), (0, 1, 2, 8), (0, 8)])
+def test_with_every_augmentation_the_parts_of_a_batch_are_the_batch(edges, change):
+    stream = shuffled(pictures(40), 8, **ALL | change)
+    whole, targets = stream(3)
+    parts = [stream(3, slice(a, b)) for a, b in itertools.pairwise(edges)]
+    joined = torch.cat([images for images, _ in parts])
+    own = [(w, torch.cat([part[i][1] for _, part in parts])) for i, (w, _) in enumerate(targets)]
+    assert same((whole, targets), (joined, own))
+
+
+def test_mixed_images_have_both_labels_by_their_parts():
+    split = numbered(20)
+    images, [(weight, own), (rest, other)] = shuffled(split, 20, augment=False, mixup=0.5)(0)
+    assert weight + rest == 1
+    assert torch.equal(images.flatten(), torch.lerp(other.float(), own.float(), weight).round().to(torch.uint8))
+    assert torch.equal(own.sort().values, torch.arange(20))
+    assert torch.equal(other.sort().values, torch.arange(20))
+    weights = [shuffled(split, 20, augment=False, mixup=0.5)(step)[1][0][0] for step in range(300)]
+    assert all(0 <= w <= 1 for w in weights)
+    assert sum(weights) / 300 == pytest.approx(0.5, abs=0.1)
+    assert sum(w < 0.1 or w > 0.9 for w in weights) > 90  # Beta(0.5, 0.5) is high at its ends: 41 % lie there
+
+
+def recordings(n: int) -> Split:
+    """Four frames of one picture in six brightnesses."""
+    base = pictures(n).images[:, None, :2] // 6
+    images = torch.cat([base * k for k in range(1, 5)], 1)
+    return Split(images=images, labels=torch.arange(n), indices=torch.arange(n))
+
+
+def test_recordings_come_with_time_first_and_all_frames_treated_the_same():
+    config = {"mirror": True, "cutout": 3}
+    images, [(_, labels)] = shuffled(recordings(40), 8, **config)(1)
+    assert images.shape == (4, 8, 2, 8, 8)
+    assert all(torch.equal(images[k], images[0] * (k + 1)) for k in range(4))
+    plain, _ = shuffled(recordings(40), 8, augment=False)(1)
+    assert torch.equal(plain, recordings(40).images[labels].transpose(0, 1))
+    assert not torch.equal(plain, images)
+
+
+def test_batches_of_recordings_have_time_first():
+    split = recordings(10)
+    parts = list(batches(split, 4))
+    assert [tuple(images.shape) for images, _ in parts] == [(4, b, 2, 8, 8) for b in (4, 4, 2)]
+    assert torch.equal(torch.cat([images for images, _ in parts], 1).transpose(0, 1), split.images)
+
+
+def test_holes_have_the_byte_nearest_the_mean_and_are_black_without_one():
+    white = Split(
+        images=torch.full((8, 3, 8, 8), 255, dtype=torch.uint8), labels=torch.arange(8), indices=torch.arange(8)
+    )
+    for mean, bytes_ in (((0.4914, 0.4822, 0.4465), (125, 123, 114)), ((), (0, 0, 0))):
+        images, _ = shuffled(white, 8, augment=False, cutout=4, mean=mean)(0)
+        found = images.transpose(0, 1).flatten(1)
+        assert [sorted(channel.unique().tolist()) for channel in found] == [[byte, 255] for byte in bytes_]
+
+
+def test_augmentations_that_do_not_fit_the_images_are_refused():
+    with pytest.raises(ValueError, match=r"data\.auto_augment is for grey and RGB images, not for \[4, 2, 8, 8\]"):
+        shuffled(recordings(8), 4, auto_augment=True)
+    with pytest.raises(ValueError, match=r"data\.cutout is 9, but an image has a side of 8 pixels"):
+        shuffled(pictures(8), 4, cutout=9)
+    for name in ("cutout", "mixup", "workers"):
+        with pytest.raises(ValueError, match=rf"data\.{name} must not be negative, got -1"):
+            DataConfig(**{name: -1})
+    with pytest.raises(ValueError, match=r"data\.stream is for data\.name folder; digits is always kept"):
+        load(DataConfig(stream=True))

@@ -123,7 +123,6 @@ def test_code_in_a_file_with_the_right_md5_never_runs_either(small, tmp_path, mo
 class FakeCIFAR10:
     """torchvision's class, without a network: puts the files there, or fails as urllib does."""
 
-    url, tgz_md5 = "https://example.org/cifar.tar.gz", "0123"
     files: dict[Path, bytes] = {}  # noqa: RUF012
 
     def __init__(self, root, download):
@@ -155,7 +154,7 @@ def test_failed_download_says_what_to_fetch_by_hand(small, fake_torchvision):
     (small / "one").unlink()
     with pytest.raises(ValueError, match="no route to host") as caught:
         load(config(small, download=True))
-    assert FakeCIFAR10.url in str(caught.value)
+    assert cifar.SETS["cifar10"].by_hand in str(caught.value)
 
 
 def needs(*files: str) -> pytest.MarkDecorator:
@@ -189,6 +188,7 @@ def test_first_batch_and_test_batch_are_enough_for_ten_thousand_images(tmp_path)
 def test_images_labels_classes_and_md5_are_torchvisions(name):
     dataset = load(DataConfig(name=name, root=ROOT, val_fraction=0.1))
     official = getattr(import_torchvision().datasets, name.upper())
+    assert cifar.SETS[name].by_hand.startswith(official.url)
     train, test = (official(ROOT, train=part) for part in (True, False))
     assert dataset.classes == tuple(train.classes)
     assert dataset.md5 == dict(train.train_list + train.test_list)

@@ -4,8 +4,6 @@ import io
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
-from hashlib import md5
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,16 +11,15 @@ import torch
 
 from train.config import DataConfig
 from train.datasets.dataset import Dataset, Split, check_limit, train_and_val
+from train.datasets.published import Source, checked, read_or_fetch
 from train.torchvision_guard import import_torchvision
 
 
 @dataclass(frozen=True, kw_only=True)
-class Published:
-    """One of the two sets as it was published; files with their md5."""
+class Published(Source):
+    """One of the two sets as it was published; files with their md5. The title without its hyphen is the name of
+    torchvision's class."""
 
-    title: str
-    """Also the name of torchvision's class, without the hyphen."""
-    folder: str
     train: Mapping[str, str]
     test: Mapping[str, str]
     images_per_file: int
@@ -31,7 +28,6 @@ class Published:
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    download_MB: int
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -44,6 +40,7 @@ SETS = {
     "cifar10": Published(
         title="CIFAR-10",
         folder="cifar-10-batches-py",
+        by_hand="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz, unpacked",
         train={
             "data_batch_1": "c99cafc152244af753f735de768cd75f",
             "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
@@ -62,6 +59,7 @@ SETS = {
     "cifar100": Published(
         title="CIFAR-100",
         folder="cifar-100-python",
+        by_hand="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz, unpacked",
         train={"train": "16019d7e3df5f24257cddd939b257f8d"},
         test={"test": "f0ef6b0ae62326f3e7ffdfab6717acfc"},
         images_per_file=50_000,
@@ -98,13 +96,11 @@ def load(config: DataConfig) -> Dataset:
     def read() -> tuple[Split, Split]:
         return _read(train_files, published, config), _read(published.test, published, config)
 
-    try:
-        train, test = read()
-    except BadFile:
-        if not config.download:
-            raise
-        _download(published, config.root)
-        train, test = read()
+    def fetch() -> None:
+        official = getattr(import_torchvision().datasets, published.title.replace("-", ""))
+        official(config.root, download=True)
+
+    train, test = read_or_fetch(published, config, read=read, fetch=fetch)
     train, val = train_and_val(train, config)
     return Dataset(
         name=config.name,
@@ -121,16 +117,12 @@ def load(config: DataConfig) -> Dataset:
     )
 
 
-class BadFile(ValueError):
-    """A file of the set is missing or is not the published one."""
-
-
 def _read(files: Mapping[str, str], published: Published, config: DataConfig) -> Split:
     """The images of some files, in order."""
     images, labels = [], []
     for name, expected in files.items():
         path = config.root / published.folder / name
-        batch = _unpickle(_checked(path, expected, published, config))
+        batch = _unpickle(checked(path, expected, published, config))
         images.append(batch["data"].reshape(-1, 3, 32, 32))
         labels += batch[published.label_key]
     return Split(
@@ -138,20 +130,6 @@ def _read(files: Mapping[str, str], published: Published, config: DataConfig) ->
         labels=torch.tensor(labels, dtype=torch.int64),
         indices=torch.arange(len(labels)),
     )
-
-
-def _checked(path: Path, expected: str, published: Published, config: DataConfig) -> bytes:
-    """A file's bytes, which are the published ones: nothing of a file is interpreted before its md5 is right."""
-    root = "" if config.root == DataConfig().root else f" --data.root {config.root}"
-    get = f"get it with: python -m train.distill --data.name {config.name} --data.download{root}"
-    get = f"{get} ({published.download_MB} MB)"
-    if not path.is_file():
-        raise BadFile(f"{published.title}: {path} is missing (md5 {expected}); {get}")
-    content = path.read_bytes()
-    found = md5(content, usedforsecurity=False).hexdigest()
-    if found != expected:
-        raise BadFile(f"{published.title}: {path} is damaged: its md5 is {found}, expected {expected}; {get}")
-    return content
 
 
 class _ArraysOnly(pickle.Unpickler):
@@ -173,16 +151,3 @@ def _unpickle(content: bytes) -> dict[str, Any]:
     """A batch: written by Python 2, whose texts numpy's arrays need as latin-1."""
     batch: dict[str, Any] = _ArraysOnly(io.BytesIO(content), encoding="latin1").load()
     return batch
-
-
-def _download(published: Published, root: Path) -> None:
-    """Fetch and unpack a set through torchvision, after saying so."""
-    print(f"Fetching {published.title} ({published.download_MB} MB) to {root / published.folder}", flush=True)
-    fetch = getattr(import_torchvision().datasets, published.title.replace("-", ""))
-    try:
-        fetch(root, download=True)
-    except (OSError, RuntimeError) as error:  # no network, no space, or not the file that was expected
-        raise ValueError(
-            f"{published.title} could not be fetched: {error}. "
-            f"Fetch {fetch.url} (md5 {fetch.tgz_md5}) in another way and unpack it in {root}"
-        ) from error

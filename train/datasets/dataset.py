@@ -1,6 +1,6 @@
-"""What every data set is once it is loaded: three splits of uint8 images in memory, and what they are.
+"""What every data set is once it is loaded: three splits of uint8 images, and what they are.
 
-Shapes: N images, C channels, H = W = size.
+Shapes: N images or recordings, T frames of a recording, C channels, H = W = size.
 """
 
 import dataclasses
@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 
 from train.config import DataConfig
+from train.datasets.files import Files
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Split:
     """Images that are used for one purpose."""
 
-    images: Tensor
-    """uint8 [N, C, H, W]."""
+    images: Tensor | Files
+    """uint8 [N, C, H, W], of recordings [N, T, C, H, W]; in memory, or files that give such a tensor for some rows."""
     labels: Tensor
     """Class indices, int64 [N]."""
     indices: Tensor
@@ -27,7 +28,7 @@ class Split:
 
     def __post_init__(self) -> None:
         assert self.images.dtype == torch.uint8
-        assert self.images.ndim == 4
+        assert self.images.ndim in (4, 5)
         assert self.labels.dtype == self.indices.dtype == torch.int64
         assert len(self.images) == len(self.labels) == len(self.indices)
 
@@ -36,7 +37,8 @@ class Split:
 
     def take(self, rows: Tensor) -> "Split":
         """The images at `rows` (int64 [M]), in that order."""
-        return Split(images=self.images[rows], labels=self.labels[rows], indices=self.indices[rows])
+        images = self.images.take(rows) if isinstance(self.images, Files) else self.images[rows]
+        return Split(images=images, labels=self.labels[rows], indices=self.indices[rows])
 
     def to(self, device: torch.device | str) -> "Split":
         """The same split on another device."""
@@ -45,7 +47,7 @@ class Split:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Dataset:
-    """Images with labels, split for training, validation and test, in memory."""
+    """Images with labels, split for training, validation and test."""
 
     name: str
     train: Split
@@ -55,9 +57,9 @@ class Dataset:
     classes: tuple[str, ...]
     """Names in the order of the class indices."""
     mean: tuple[float, ...]
-    """Per channel, of the training images in [0, 1]."""
+    """Per channel, of the training images in [0, 1]; of events 0."""
     std: tuple[float, ...]
-    """Per channel, of the training images in [0, 1]."""
+    """Per channel, of the training images in [0, 1]; of events 1 / 255, so that a network sees their counts."""
     size: int
     """Side of an image, pixels."""
     channels: int
@@ -66,7 +68,8 @@ class Dataset:
     frames: int | None = None
     """Frames of a recording of events; None for images."""
     md5: Mapping[str, str]
-    """Of what was read, by file (digits: of the array; folder: of all files of a split)."""
+    """Of what was read, by file (digits: of the array; folder: of all files of a split, with data.stream of
+    their names and lengths; events: of all frames of a split)."""
 
 
 def check_limit(config: DataConfig, available: int, name: str) -> None:

@@ -1,29 +1,36 @@
-"""folder: one's own images in the layout of ImageNet, ROOT/train/CLASS/*.png and ROOT/test/CLASS/*.png, in memory."""
+"""folder: one's own images in the layout of ImageNet, ROOT/train/CLASS/*.png and ROOT/test/CLASS/*.png."""
 
-import io
+import os
 from collections.abc import Sequence
 from hashlib import md5
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
 from train.config import DataConfig
 from train.datasets.dataset import Dataset, Split, check_limit, train_and_val
+from train.datasets.files import Files, read_image
 
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+SIZE = 32
+"""Pixels, without data.size."""
+MEASURE_ON = 2000
+"""Training images on which mean and deviation are measured with data.stream; they are of all classes in turn."""
 
 
 def load(config: DataConfig) -> Dataset:
     """The class folders under config.root/train and config.root/test (or val, where there is no test).
 
-    Images become RGB, config.size x config.size. Classes are in alphabetical order; images go round the classes
-    (the first of each, the second of each, ...), so that the first N of them are balanced.
-    Raises ValueError for a layout that is not that, or for an image that cannot be read, with its path.
+    Images become RGB, data.size x data.size: the short side is scaled and the centre cut, as the endpoint does it.
+    They are decoded here and kept in memory; with data.stream whenever a step or a measurement needs them, in training
+    as random resized crops. Classes are in alphabetical order; images go round the classes (the first of each, the
+    second of each, ...), so that the first N of them are balanced.
+    Raises ValueError for a layout that is not that, for an image that cannot be read, with its path (data.stream: when
+    it is needed), and for images that do not fit into memory.
     """
     train_root = config.root / "train"
     test_root = next((path for path in (config.root / "test", config.root / "val") if path.is_dir()), None)
@@ -42,10 +49,17 @@ def load(config: DataConfig) -> Dataset:
             f"only in {test_root.name}: {_listed(test_files.keys() - train_files.keys())}"
         )
     check_limit(config, sum(map(len, train_files.values())), str(train_root))
-    train, train_md5 = _read(_interleaved(train_files)[: config.limit], train_root, config.size)
-    test, test_md5 = _read(_interleaved(test_files), test_root, config.size)
+    train_images, test_images = _interleaved(train_files)[: config.limit], _interleaved(test_files)
+    size = config.size or SIZE
+    if config.stream:
+        train, train_md5 = _listing(train_images, train_root, size, config.workers)
+        test, test_md5 = _listing(test_images, test_root, size, config.workers)
+    else:
+        check_memory(len(train_images) + len(test_images), size)
+        train, train_md5 = _read(train_images, train_root, size)
+        test, test_md5 = _read(test_images, test_root, size)
     train, val = train_and_val(train, config)
-    mean, std = channel_statistics(train.images)
+    mean, std = channel_statistics(train.images[:MEASURE_ON] if isinstance(train.images, Files) else train.images)
     return Dataset(
         name="folder",
         train=train,
@@ -54,11 +68,22 @@ def load(config: DataConfig) -> Dataset:
         classes=tuple(train_files),
         mean=mean,
         std=std,
-        size=config.size,
+        size=size,
         channels=3,
         mirror=True,
         md5={train_root.name: train_md5, test_root.name: test_md5},
     )
+
+
+def check_memory(count: int, size: int) -> None:
+    """Raise ValueError for more decoded images than half of this machine's memory holds."""
+    needed, there = count * 3 * size**2, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there / 2:
+        raise ValueError(
+            f"{count} images of {size} x {size} pixels are {needed / 1e9:.1f} GB, too much for the "
+            f"{there / 1e9:.1f} GB of memory here: decode them on the way with --data.stream, or take "
+            "fewer with --data.limit"
+        )
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -78,30 +103,6 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
     if not bool((variance > 0).all()):
         raise ValueError("a colour channel has the same value in every pixel of the training images")
     return tuple(mean.tolist()), tuple(variance.sqrt().tolist())
-
-
-def read_image(content: bytes, size: int) -> np.ndarray:
-    """An image file's content as uint8 [3, size, size], by the same steps as serve.images.decode (a test compares).
-
-    Turned upright, alpha laid over white, RGB, short side scaled, centre cut. An RGB image of that size keeps its
-    pixels. Raises ValueError if it is not an image, or for 32 bits a channel, whose range nobody knows.
-    """
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            upright = ImageOps.exif_transpose(image)
-    except Exception as error:  # Pillow's decoders answer broken files with a dozen types, struct.error among them
-        raise ValueError(f"not an image that can be read ({error})") from error
-    if upright.mode.startswith("I;16"):
-        upright = Image.fromarray((np.asarray(upright).astype(np.uint16) >> 8).astype(np.uint8))
-    if upright.mode in ("I", "F"):
-        raise ValueError(f"32 bits a channel (mode {upright.mode}); save it with 8 or 16")
-    if upright.has_transparency_data:
-        upright = upright.convert("RGBA")
-        upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
-    rgb = upright.convert("RGB")
-    if rgb.size != (size, size):
-        rgb = ImageOps.fit(rgb, (size, size), Image.Resampling.BILINEAR)
-    return np.asarray(rgb).transpose(2, 0, 1)
 
 
 def _class_files(root: Path) -> dict[str, list[Path]]:
@@ -133,8 +134,22 @@ def _read(files: Sequence[tuple[Path, int]], root: Path, size: int) -> tuple[Spl
             images[i] = read_image(content, size)
         except ValueError as error:
             raise ValueError(f"{path}: {error}; repair it or take it out") from error
+    return _split(torch.from_numpy(images), files), digest.hexdigest()
+
+
+def _listing(files: Sequence[tuple[Path, int]], root: Path, size: int, workers: int) -> tuple[Split, str]:
+    """The images, not decoded, and the md5 of all files' names and lengths: their contents would take hours."""
+    digest = md5(usedforsecurity=False)
+    names = [path.relative_to(root).as_posix() for path, _ in files]
+    for name, (path, _) in zip(names, files, strict=True):
+        digest.update(f"{name}\0{path.stat().st_size}\0".encode())
+    images = Files(root=root, names=np.array([os.fsencode(name) for name in names]), size=size, workers=workers)
+    return _split(images, files), digest.hexdigest()
+
+
+def _split(images: Tensor | Files, files: Sequence[tuple[Path, int]]) -> Split:
     labels = torch.tensor([label for _, label in files], dtype=torch.int64)
-    return Split(images=torch.from_numpy(images), labels=labels, indices=torch.arange(len(files))), digest.hexdigest()
+    return Split(images=images, labels=labels, indices=torch.arange(len(files)))
 
 
 def _listed(names: set[str]) -> str:
