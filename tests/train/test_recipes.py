@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -9,21 +10,25 @@ from typing import Any
 import pytest
 import torch
 
-from train.cli import read_recipe
+from train import distill, evaluate, runs, teacher
+from train.checkpoint import Checkpoint, Preprocess
 from train.config import RECIPES, DataConfig, DistillConfig, NetConfig, OptimConfig, RunConfig, TeacherConfig
+from train.data import DATASETS, Dataset, Split
+from train.experiments.running import recipe_of
 from train.methods import METHODS
 from train.networks import build
+from train.recipe import find, known
 
 
 ROOT = Path(__file__).parents[2]
-NAMES = sorted(path.stem for path in RECIPES.glob("*.toml"))
+NAMES = list(known(RECIPES))
 
 
 def recipe(name: str) -> Any:
     """The config that a recipe makes, of the command that it is for."""
     base: RunConfig = TeacherConfig() if name.endswith("-teacher") else DistillConfig()
     variants = {} if name.endswith("-teacher") else {"method": METHODS}
-    return read_recipe(base, name, recipe_dir=RECIPES, variants=variants)
+    return find(name, RECIPES).over(base, variants=variants)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -69,7 +74,7 @@ def test_a_bad_recipe_is_refused_by_file_key_and_what_is_allowed(text: str, mess
     path = tmp_path / "mine.toml"
     path.write_text(text)
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
-        read_recipe(DistillConfig(), str(path), recipe_dir=RECIPES, variants={"method": METHODS})
+        find(str(path), RECIPES).over(DistillConfig(), variants={"method": METHODS})
     assert str(path) in str(caught.value)
 
 
@@ -86,3 +91,113 @@ def test_every_setting_is_read_by_some_code() -> None:
     configs = [DataConfig, NetConfig, OptimConfig, DistillConfig, TeacherConfig, *map(type, METHODS.values())]
     settings = {field.name for config in configs for field in dataclasses.fields(config)}
     assert not settings - read
+
+
+SHAPES = {"digits": (1, 8, 10), "cifar10": (3, 32, 10), "cifar100": (3, 32, 100), "folder": (3, 64, 5)}
+SHAPES |= {"cifar10_dvs": (2, 48, 10), "dvs_gesture": (2, 48, 11)}
+
+
+def stand_in(config: DataConfig) -> Dataset:
+    """A data set of the asked one's shape: random images, two steps of four."""
+    channels, size, classes = SHAPES[config.name]
+    frames = config.frames if config.name in ("cifar10_dvs", "dvs_gesture") else None
+    rng = torch.Generator().manual_seed(0)
+
+    def split(n: int) -> Split:
+        shape = (n, channels, size, size) if frames is None else (n, frames, channels, size, size)
+        return Split(
+            images=torch.randint(256, shape, generator=rng, dtype=torch.uint8),
+            labels=torch.randint(classes, (n,), generator=rng),
+            indices=torch.arange(n),
+        )
+
+    return Dataset(
+        name=config.name,
+        train=split(8),
+        val=split(0),
+        test=split(4),
+        classes=tuple(map(str, range(classes))),
+        mean=(0.5,) * channels,
+        std=(0.25,) * channels,
+        size=size,
+        channels=channels,
+        mirror=True,
+        frames=frames,
+        md5={},
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_recipe_runs_two_steps(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is but for the images, an eighth of the width, and a teacher that knows nothing."""
+    monkeypatch.chdir(tmp_path)
+    config = recipe(name)
+    monkeypatch.setitem(DATASETS, config.data.name, stand_in)
+    dataset = stand_in(config.data)
+    short = dataclasses.replace(config.optim, epochs=1, batch_size=4)
+    net = dataclasses.replace(config.net, width=config.net.width / 8)
+    config = dataclasses.replace(config, optim=short, net=net, out=tmp_path / "run")
+    if isinstance(config, TeacherConfig):
+        teacher.main(config)
+        return
+    if config.method.needs_teacher and config.teacher is not None:
+        wide = recipe_of(config.teacher).net  # a recipe makes it
+        wide = runs.fit_to(dataset, dataclasses.replace(wide, width=wide.width / 8, spiking=False, T=config.net.T))
+        taught = Checkpoint(
+            net=wide,
+            weights=build(wide).state_dict(),
+            preprocess=Preprocess(mean=dataset.mean, std=dataset.std, size=dataset.size),
+            labels=dataset.classes,
+        )
+        taught.save(tmp_path / "teacher.pt")
+        config = dataclasses.replace(config, teacher=tmp_path / "teacher.pt")
+    distill.main(dataclasses.replace(config, teacher_epochs=1))
+    (epoch,) = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert torch.tensor(list(epoch["loss"].values())).isfinite().all()
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if find(name, RECIPES).paper.source])
+def test_a_recipe_of_a_paper_says_which_settings_the_paper_gives(name: str) -> None:
+    found = find(name, RECIPES)
+    given, ours = set(found.paper.given), set(found.paper.ours)
+    assert not given & ours
+    marked = {"method.name", "teacher", "data.name"} | given | ours
+    assert not found.keys() - marked, "a setting is marked neither as given nor as ours"
+    assert ours <= found.keys() | {"teacher"}
+    assert "arXiv" in found.paper.source
+
+
+def test_every_distilled_cell_of_tables_1_and_2_has_its_recipe() -> None:
+    cells = {name: find(name, RECIPES) for name in NAMES if name.startswith(("tser-table1/", "tser-table2/"))}
+    students = {name: found for name, found in cells.items() if not name.endswith("-teacher")}
+    assert len([name for name in students if name.startswith("tser-table1/")]) == 7 * 2 * 4
+    assert len([name for name in students if name.startswith("tser-table2/")]) == 2 * 4
+    unread = [name for name, found in students.items() if found.paper.accuracy is None]
+    assert unread == ["tser-table1/cifar100-vgg11-T2-tser", "tser-table1/cifar100-vgg11-T4-tser"]
+    for name, found in students.items():
+        config = recipe(name)
+        assert name.split("/")[1] in (
+            f"{config.data.name}-{config.net.name}-T{config.net.T}-{config.method.name}",
+            f"imagenet-{config.net.name}-T{config.net.T}-{config.method.name}",
+        )
+        assert recipe_of(config.teacher).net.spiking is False
+        assert found.paper.teacher_accuracy is not None
+
+
+def test_a_model_of_the_zoo_trains_and_is_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(DATASETS, "cifar10", stand_in)
+    config = DistillConfig(
+        data=DataConfig(name="cifar10"),
+        net=NetConfig(name="sj:spikformer_cifar10", T=2),
+        optim=OptimConfig(epochs=1, batch_size=4),
+        method=METHODS["tet"],
+        out=tmp_path / "run",
+    )
+    result = distill.main(config)
+    assert len(result.accuracy_by_T) == 2
+    report = evaluate.main(evaluate.EvaluateConfig(checkpoint=result.path))
+    assert report["accuracy_by_T"] == result.accuracy_by_T
+    assert len(report["firing_rates"]) > 10
+    with pytest.raises(ValueError, match="zoo models are spiking only; take a teacher of another network"):
+        distill.main(dataclasses.replace(config, method=METHODS["tser"], out=tmp_path / "other"))

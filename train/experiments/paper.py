@@ -22,8 +22,7 @@ def table1(budget: Budget) -> list[Variant]:
     """The methods side by side; at full budget every cell of the paper, from its recipe."""
     if budget == "full":
         names = [name for name in recipe.known(RECIPES) if name.startswith("tser-table1/")]
-        recipes = [recipe.find(name, RECIPES) for name in names]
-        return [cell(r) for r in recipes if r.paper.row]
+        return [cell(recipe.find(name, RECIPES)) for name in names if not name.endswith("-teacher")]
     return [
         Variant(name=title, group=f"T={T}", config=student(budget, METHODS[name], T=T))
         for T in (2, 4)
