@@ -39,15 +39,16 @@ def main(config: DistillConfig) -> Result:
     """Distil a student and write its checkpoint, state, metrics and run record into the run folder."""
     from train import parallel, record, runs
     from train.data import load
-    from train.lesson import Lesson
-    from train.networks import build
+    from train.lesson import Lesson, rehearse
 
     dataset = load(config.data)
     net = runs.fit_to(dataset, dataclasses.replace(config.net, spiking=True))
-    build(net)  # an impossible network is reported before the teacher is trained
     name = f"{config.data.name}-{net.name}-{config.method.name}-T{net.T}-s{config.seed}"
     config = dataclasses.replace(config, net=net, out=config.out or Path("runs") / name)
-    teacher = load_teacher(config, dataset) if config.method.needs_teacher else None
+    needs_teacher = config.method.needs_teacher
+    if not needs_teacher or config.teacher is None:
+        rehearse(config, dataset, wanted_teacher(config).net if needs_teacher else None)  # before one is trained
+    teacher = load_teacher(config, dataset) if needs_teacher else None
     taught_by = teacher.sha256 if teacher else None
     run = runs.Run(config=config, dataset=dataset, title="student", teacher_sha256=taught_by)
     lesson = Lesson(config, dataset, teacher)

@@ -5,10 +5,10 @@ from torch import Tensor, nn
 
 from train import loop, parallel
 from train.checkpoint import Checkpoint, Preprocess
-from train.config import DistillConfig
+from train.config import DistillConfig, NetConfig
 from train.data import Dataset, Targets
 from train.features import Observed
-from train.networks import Network
+from train.networks import Network, build
 from train.networks.network import NeuronLinear, firing_drive
 from train.neurons import Norm
 
@@ -21,38 +21,14 @@ class Lesson:
         self.preprocess = Preprocess(mean=dataset.mean, std=dataset.std, size=dataset.size)
 
     def prepare(self, network: Network) -> nn.Module:
-        """The module that is trained in place of the fresh `network`: with the features and the adapter of the method.
-
-        Raises ValueError for features that a network does not have, and for those that the settings exclude.
-        """
-        config, method, dataset = self.config, self.config.method, self.dataset
-        if config.init_from_teacher:
+        """The module that is trained in place of the fresh `network`. Raises ValueError as `observe`."""
+        if self.config.init_from_teacher:
             copy_weights(self.teacher, network)
         taught = self.teacher.network().requires_grad_(False) if self.teacher else None
-        layers = method.layers(network.places, taught.places if taught else None)
-        running = method.steps(network.config.T)
-        if dataset.frames is not None and (running != network.config.T or config.grow_T):
-            raise ValueError(
-                f"{dataset.name} has {dataset.frames} frames a recording, one for each time step: no --grow_T, and no "
-                f"method that runs other steps in training ({method.name} runs {running})"
-            )
-        if layers.student and (config.checkpoint_segments or config.engine == "compiled"):
-            raise ValueError(
-                f"method {method.name} reads features of the student ({', '.join(layers.student)}): "
-                "no --checkpoint_segments, which computes them twice, and no --engine compiled"
-            )
-        self.student = Observed(network, layers.student)
-        images = torch.zeros(2, dataset.channels, dataset.size, dataset.size)
-        frames = images if dataset.frames is None else images.expand(dataset.frames, -1, -1, -1, -1)
-        shapes = self.student.shapes(frames)
-        teacher_shapes = {}
-        if taught:
-            self.observed_teacher = Observed(taught, layers.teacher, differentiable=layers.differentiable)
-            teacher_shapes = self.observed_teacher.shapes(frames)
-            if config.channels_last:
-                taught.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.student.adapter = method.adapter(shapes, teacher_shapes, len(dataset.classes))
-        for remark in method.remarks(len(dataset.classes)):
+        self.student, self.observed_teacher = observe(self.config, self.dataset, network, taught)
+        if taught and self.config.channels_last:
+            taught.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for remark in self.config.method.remarks(len(self.dataset.classes)):
             parallel.say(f"warning: {remark}")
         return self.student
 
@@ -64,12 +40,46 @@ class Lesson:
     def step(self, model: nn.Module, images: Tensor, targets: Targets) -> dict[str, Tensor]:
         """The loss's terms; model: what `prepare` gave, or what wraps it."""
         taught = None
-        if self.teacher:
+        if self.teacher and self.observed_teacher:
             with torch.no_grad():
                 answer = self.observed_teacher.to(images.device)(self.teacher.preprocess(images))
             taught = self.observed_teacher.outputs(answer)
         student = self.student.outputs(model(self.preprocess(images)))
         return loop.weighted(targets, lambda target: self.config.method.loss(student, taught, target))
+
+
+def observe(
+    config: DistillConfig, dataset: Dataset, network: Network, taught: Network | None
+) -> tuple[Observed, Observed | None]:
+    """Student and teacher with the features that the method reads, and its adapter beside the student.
+
+    Raises ValueError for features that a network does not have, that do not match, or that the settings exclude.
+    """
+    method, T = config.method, network.config.T
+    layers = method.layers(network.places, taught.places if taught else None)
+    if dataset.frames is not None and (method.steps(T) != T or config.grow_T):
+        raise ValueError(
+            f"{dataset.name} has {dataset.frames} frames a recording, one for each time step: no --grow_T, and no "
+            f"method that runs other steps in training ({method.name} runs {method.steps(T)})"
+        )
+    if layers.student and (config.checkpoint_segments or config.engine == "compiled"):
+        raise ValueError(
+            f"method {method.name} reads features of the student ({', '.join(layers.student)}): "
+            "no --checkpoint_segments, which computes them twice, and no --engine compiled"
+        )
+    images = torch.zeros(2, dataset.channels, dataset.size, dataset.size)
+    frames = images if dataset.frames is None else images.expand(dataset.frames, -1, -1, -1, -1)
+    student = Observed(network, layers.student)
+    teacher = Observed(taught, layers.teacher, differentiable=layers.differentiable) if taught else None
+    shapes = teacher.shapes(frames) if teacher else {}
+    student.adapter = method.adapter(student.shapes(frames), shapes, len(dataset.classes))
+    return student, teacher
+
+
+def rehearse(config: DistillConfig, dataset: Dataset, teacher: NetConfig | None) -> None:
+    """Raise ValueError now for what `observe` would refuse once a teacher is there; shapes alone are computed."""
+    with torch.device("meta"):
+        observe(config, dataset, build(config.net), build(teacher) if teacher else None)
 
 
 def steps_at(done: float, *, T: int, grow_T: float) -> int:

@@ -150,6 +150,23 @@ def test_settings_under_which_features_cannot_be_read_are_refused(setting: dict[
         distill.main(config(tmp_path, **setting))
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"student_layers": ("body.act9",), "teacher_layers": ("body.act2",)}, r"unknown vgg_small layer 'body\.act9'"),
+        ({"student_layers": ("body.act2",), "teacher_layers": ("body.a",)}, r"unknown vgg_small layer 'body\.a'"),
+        ({"student_layers": ("body.act2",)}, "the student has 1 .* and the teacher 4"),
+        ({"student_layers": ("body.flatten",), "teacher_layers": ("body.act2",)}, "maps with maps and vectors with"),
+    ],
+)
+def test_features_that_do_not_fit_are_refused_before_a_teacher_is_trained(
+    changed: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        distill.main(config(tmp_path / "run", method=dataclasses.replace(METHODS["kdsnn"], **changed)))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_negative_loss_is_said_before_and_once_in_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -36,7 +36,7 @@ def train(out: Path, *flags: str, launcher: tuple[str, ...] = (sys.executable,))
 def test_two_processes_have_the_loss_curve_of_one_with_the_same_global_batch(
     engine: str, method: str, teacher: Path, tmp_path: Path
 ) -> None:
-    """50 steps, each an epoch of one batch, in fp64: what is left is rounding. kdsnn also trains convolutions beside."""
+    """50 steps, each an epoch of one batch, in fp64: what is left is rounding. kdsnn trains an adapter, too."""
     flags = (
         *("--teacher", str(teacher), "--data.limit", "160", "--data.val_fraction", "0.2", "--optim.batch_size", "128"),
         *("--optim.epochs", "50", "--net.width", "0.25", "--sync_bn", "--precision", "fp64", "--engine", engine),

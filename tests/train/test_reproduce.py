@@ -200,6 +200,17 @@ def test_bad_usage_ends_with_2_and_what_is_allowed(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["table3", "fig2"])
+def test_the_documented_table_is_the_one_that_the_results_file_gives(name: str) -> None:
+    root = Path(__file__).parents[2]
+    found = json.loads((root / f"results/reproduce-{name}-short.json").read_text())
+    assert found["complete"]
+    rows = [line for line in markdown(found).splitlines() if line.startswith("| ")]
+    documented = (root / "docs/methods.md").read_text()
+    assert len(rows) > len(found["variants"])
+    assert not [row for row in rows if row not in documented]
+
+
 def test_a_teacher_that_no_recipe_makes_is_named() -> None:
     with pytest.raises(ValueError, match=r"the teacher x/teacher\.pt is not there, and no recipe"):
         recipe_of(Path("x/teacher.pt"))

@@ -76,7 +76,11 @@ def summary(
         "measures": found,
         "teacher": {"accuracy": taught[0] if taught else None, "paper": variant.teacher_paper},
         "settings": {key: value for key, value in settings.items() if key not in NOT_SETTINGS}
-        | {"data": {key: value for key, value in settings["data"].items() if key not in ("root", "download")}},
+        | {
+            "data": {
+                key: value for key, value in settings["data"].items() if key not in ("root", "download", "workers")
+            }
+        },
     }
 
 
