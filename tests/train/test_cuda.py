@@ -30,7 +30,8 @@ def losses(config: DistillConfig, folder: Path) -> list[dict[str, float]]:
     return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_step_does_not_wait_for_the_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", METHODS)
+def test_a_step_does_not_wait_for_the_gpu(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """torch raises at every synchronisation but those of the loop's look at the losses."""
     monkeypatch.chdir(tmp_path)
     rate, look = loop.optimizer.set_learning_rate, loop.look
@@ -50,7 +51,7 @@ def test_a_step_does_not_wait_for_the_gpu(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(loop.optimizer, "set_learning_rate", begin_step)
     monkeypatch.setattr(loop, "look", pause)
     try:
-        assert losses(CONFIG, tmp_path / "run")
+        assert losses(dataclasses.replace(CONFIG, method=METHODS[name]), tmp_path / "run")
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert steps > 20

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from train import distill
+from train import distill, loop
 from train.checkpoint import Checkpoint
 from train.config import DataConfig, DistillConfig, NetConfig, OptimConfig
 from train.features import Observed
-from train.methods import METHODS, Outputs
+from train.methods import METHODS, Method, Outputs
 from train.methods.base import Layers, cross_entropy
 from train.methods.ce import CE
 from train.networks import Places, build
@@ -109,7 +109,7 @@ def config(out: Path, **changed: Any) -> DistillConfig:
     return dataclasses.replace(base, **{"method": Scaled(), **changed})
 
 
-def test_an_adapter_is_trained_and_resumed_but_not_exported(
+def test_an_adapter_is_trained_but_not_exported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -121,9 +121,14 @@ def test_an_adapter_is_trained_and_resumed_but_not_exported(
     assert student.weights.keys() == build(student.net).state_dict().keys()
     assert len(whole.accuracy_by_T) == 2  # measured at its own T
 
-    halted = config(tmp_path / "again", save_steps=1)
-    from train import loop
 
+@pytest.mark.parametrize("method", [Scaled(), *(METHODS[name] for name in ("bkdsnn", "ckdsnn", "meom"))])
+def test_a_run_that_was_killed_ends_in_the_same_student_also_where_a_method_draws(
+    method: Method, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    whole = Checkpoint.load(distill.main(config(tmp_path / "whole", method=method, teacher=teacher)).path)
+    halted = config(tmp_path / "again", method=method, teacher=teacher, save_steps=1)
     save, calls = loop.Saves.save, 0
 
     def die(self: Any, progress: Any) -> None:
@@ -137,9 +142,9 @@ def test_an_adapter_is_trained_and_resumed_but_not_exported(
         patch.setattr(loop.Saves, "save", die)
         with pytest.raises(KeyboardInterrupt):
             distill.main(halted)
-    again = distill.main(dataclasses.replace(halted, resume="auto"))
-    weights = Checkpoint.load(again.path).weights
-    assert all(torch.equal(value, weights[name]) for name, value in student.weights.items())
+    torch.rand(7)  # another process draws something else
+    again = Checkpoint.load(distill.main(dataclasses.replace(halted, resume="auto")).path)
+    assert all(torch.equal(value, again.weights[name]) for name, value in whole.weights.items())
 
 
 @pytest.mark.parametrize("setting", [{"checkpoint_segments": 2}, {"engine": "compiled"}])
