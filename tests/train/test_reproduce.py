@@ -148,6 +148,7 @@ def test_fig_5_is_measured_and_drawn(folder: Path, table3: dict[str, Any]) -> No
         assert 0.3 < row["neighbours"] <= 1
         assert np.array(row["tsne"]).shape == (359, 2)
         assert len(row["labels"]) == 359
+        assert row["teacher_silhouette"] == found["runs"][0]["teacher_silhouette"]
     assert (folder / "results/reproduce-fig5-smoke.png").stat().st_size > 10_000
 
 

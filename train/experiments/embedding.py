@@ -1,5 +1,6 @@
 """Fig. 5 as numbers: how well the classes lie apart in what a network's classifier reads."""
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,19 @@ import numpy as np
 
 IMAGES = 1000
 NEIGHBOURS = 10
-SHOWN_DIGITS = 3  # of t-SNE's coordinates, which are for a picture
 
 
-def embedding(checkpoint: Path) -> dict[str, Any]:
-    """Measures of the features of the first test images, and their places in a t-SNE picture.
+def embedding(student: Path, teacher: Path | None, seed: int) -> dict[str, Any]:
+    """Measures of a student's features and, as "teacher_..", of its teacher's; with seed 0 also their places."""
+    measures = measured(student, shown=seed == 0)
+    if teacher is None:
+        return measures
+    return measures | {f"teacher_{name}": value for name, value in measured(teacher, shown=seed == 0).items()}
+
+
+@lru_cache(maxsize=2)
+def measured(checkpoint: Path, *, shown: bool) -> dict[str, Any]:
+    """Measures of the features of the first test images; `shown`: also their places by t-SNE, and their labels.
 
     The feature of an image is the classifier's input, the mean over T of a student's. silhouette: mean silhouette
     coefficient of the true classes in [-1, 1] (Rousseeuw 1987), by cosine distance; neighbours: accuracy of the
@@ -25,13 +34,14 @@ def embedding(checkpoint: Path) -> dict[str, Any]:
     x, labels = features(checkpoint)
     nearest = NearestNeighbors(n_neighbors=NEIGHBOURS, metric="cosine").fit(x).kneighbors(return_distance=False)
     answers = np.array([np.bincount(labels[others]).argmax() for others in nearest])
-    places = TSNE(2, metric="cosine", init="random", random_state=0, perplexity=min(30, len(x) // 4)).fit_transform(x)
-    return {
+    numbers = {
         "silhouette": float(silhouette_score(x, labels, metric="cosine")),
         "neighbours": float((answers == labels).mean()),
-        "tsne": np.round(places, SHOWN_DIGITS).astype(float).tolist(),
-        "labels": labels.tolist(),
     }
+    if not shown:
+        return numbers
+    places = TSNE(2, metric="cosine", init="random", random_state=0, perplexity=min(30, len(x) // 4)).fit_transform(x)
+    return numbers | {"tsne": np.round(places, 2).astype(float).tolist(), "labels": labels.tolist()}
 
 
 def features(checkpoint: Path) -> tuple[np.ndarray, np.ndarray]:

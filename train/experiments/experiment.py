@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from train import recipe
@@ -47,8 +48,8 @@ class Experiment:
     """What is reported of every student: keys of its metrics."""
     notes: tuple[str, ...] = ()
     """What a reader should know about the paper's figures."""
-    extra: Callable[[Any], dict[str, Any]] | None = None
-    """Further measures of a finished student's file, as JSON types."""
+    extra: Callable[[Path, Path | None, int], dict[str, Any]] | None = None
+    """Further measures of a finished student's file, its teacher's file and its seed, as JSON types."""
 
 
 def base(budget: Budget) -> DistillConfig:

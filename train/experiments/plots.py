@@ -99,14 +99,15 @@ def curve(report: dict[str, Any], plt: Any) -> Any:
 
 
 def clouds(report: dict[str, Any], plt: Any) -> Any:
-    """t-SNE of the first seed's features, one picture a variant, with its silhouette."""
-    shown = [(v, found[0]) for v in report["variants"] if (found := runs_of(report, v))]
-    figure, panels = plt.subplots(
-        1, max(1, len(shown)), figsize=(3 * max(1, len(shown)), 3.4), layout="constrained", squeeze=False
-    )
-    for axes, (v, row) in zip(panels[0], shown, strict=False):
-        places = np.array(row["tsne"])
-        axes.scatter(*places.T, c=row["labels"], s=3, cmap="tab10")
+    """t-SNE of the first seed's features, the teacher's first, one panel each with its silhouette."""
+    found = [(v["name"], rows[0]) for v in report["variants"] if (rows := runs_of(report, v))]
+    panels = [(name, row["tsne"], row["labels"], row["silhouette"]) for name, row in found]
+    row = found[0][1]
+    if "teacher_tsne" in row:
+        panels.insert(0, ("Teacher", row["teacher_tsne"], row["teacher_labels"], row["teacher_silhouette"]))
+    figure, grid = plt.subplots(1, len(panels), figsize=(3 * len(panels), 3.4), layout="constrained", squeeze=False)
+    for axes, (name, places, labels, silhouette) in zip(grid[0], panels, strict=True):
+        axes.scatter(*np.array(places).T, c=labels, s=3, cmap="tab10")
         axes.set(xticks=[], yticks=[])
-        axes.set_title(f"{v['name']}\nsilhouette {row['silhouette']:.3f}", fontsize=8)
+        axes.set_title(f"{name}\nsilhouette {silhouette:.3f}", fontsize=8)
     return figure
