@@ -42,7 +42,8 @@ def rows(report: dict[str, Any], plt: Any) -> Any:
     """One line a variant: every student, their mean, and the paper's difference from the baseline."""
     variants, measure = report["variants"], report["measures"][0]
     figure, axes = plt.subplots(figsize=(7, 1.6 + 0.36 * len(variants)), layout="constrained")
-    axes.plot([], [], "D", color=THEIRS, mfc="none", label="baseline + the paper's difference")
+    if any(v["measures"][measure]["paper_difference"] is not None for v in variants):
+        axes.plot([], [], "D", color=THEIRS, mfc="none", label="baseline + the paper's difference")
     baselines = {v["group"]: v["measures"][measure]["mean"] for v in variants if v["name"] == report["baseline"]}
     for y, v in enumerate(variants):
         found, ours = v["measures"][measure], [100 * r[measure] for r in runs_of(report, v)]
