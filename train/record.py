@@ -87,11 +87,15 @@ def versions() -> dict[str, str]:
 
 
 def git_state() -> dict[str, Any] | None:
-    """The commit of this code and whether the tree had changes; None outside a checkout."""
+    """The commit of this code and whether the tree had changes; None outside a checkout.
+
+    results/ does not count: commands write there while they measure.
+    """
     here = Path(__file__).parent
+    changed = ["git", "status", "--porcelain", "--", ":(top)", ":(top,exclude)results"]
     try:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10)
-        status = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, timeout=10)
+        status = subprocess.run(changed, cwd=here, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
     if commit.returncode != 0:

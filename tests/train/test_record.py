@@ -117,3 +117,22 @@ def test_circumstances_name_versions_commit_and_command() -> None:
     assert {"torch", "spikingjelly", "numpy"} <= found["versions"].keys()
     assert found["git"] is None or len(found["git"]["commit"]) == 40
     assert found["command"][1:] == sys.argv[1:]
+
+
+def test_a_tree_is_changed_by_its_code_and_not_by_the_results_that_it_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train/record.py").write_text("# code\n")
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "all"]):
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *command], cwd=tmp_path, check=True)
+    monkeypatch.setattr(record, "__file__", str(tmp_path / "train/record.py"))
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results/table.json").write_text("{}")
+    state = record.git_state()
+    assert state is not None
+    assert not state["dirty"]
+    (tmp_path / "train/other.py").write_text("# more\n")
+    changed = record.git_state()
+    assert changed is not None
+    assert changed["dirty"]
