@@ -25,8 +25,8 @@ def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     ("arguments", "message"),
     [
         (["--net.name", "vgg_smal"], "unknown network 'vgg_smal'; did you mean vgg_small?"),
-        (["--data.name", "cifar"], "unknown data set 'cifar'; did you mean cifar10 or cifar100?"),
-        (["--method.name", "tsr"], "did you mean tser?"),
+        (["--data.name", "cifar"], "unknown data set 'cifar'; did you mean cifar10 or cifar100"),
+        (["--method.name", "tsr"], "did you mean tser"),
         (["digit"], "unknown recipe 'digit'; did you mean digits?"),
         (["--net.T", "0"], "net.T must be in 1 to 64 time steps, got 0"),
         (["--data.name", "cifar10", "--data.root", "nowhere"], "data_batch_1 is missing"),
