@@ -51,7 +51,7 @@ def main(config: DistillConfig) -> Result:
     teacher = load_teacher(config, dataset) if needs_teacher else None
     taught_by = teacher.sha256 if teacher else None
     run = runs.Run(config=config, dataset=dataset, title="student", teacher_sha256=taught_by)
-    lesson = Lesson(config, dataset, teacher)
+    lesson = Lesson(config, dataset, teacher, preprocess=run.preprocess)
     taught = {"teacher_accuracy": teacher.metrics.get("accuracy"), "teacher_sha256": taught_by} if teacher else {}
     path, metrics = run.train(
         lesson.step, "student.pt", prepare=lesson.prepare, before_step=lesson.before_step, extra=taught

@@ -16,9 +16,12 @@ from train.neurons import Norm
 class Lesson:
     """A student and, where the method has one, a frozen teacher."""
 
-    def __init__(self, config: DistillConfig, dataset: Dataset, teacher: Checkpoint | None) -> None:
+    def __init__(
+        self, config: DistillConfig, dataset: Dataset, teacher: Checkpoint | None, *, preprocess: Preprocess
+    ) -> None:
         self.config, self.dataset, self.teacher = config, dataset, teacher
-        self.preprocess = Preprocess(mean=dataset.mean, std=dataset.std, size=dataset.size)
+        self.preprocess = preprocess
+        """What makes the student's input of images; the teacher has its own."""
 
     def prepare(self, network: Network) -> nn.Module:
         """The module that is trained in place of the fresh `network`. Raises ValueError as `observe`."""
