@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from train import parallel
 from train.checkpoint import Checkpoint, Preprocess
-from train.config import NetConfig
+from train.config import RECIPES, NetConfig, TeacherConfig
 from train.data import Dataset
 from train.errors import unknown
 from train.networks import Network, Places
+from train.recipe import find, known
 from train.torchvision_guard import import_torchvision
 
 
@@ -48,6 +49,8 @@ def load(spec: str | Path, dataset: Dataset) -> Checkpoint:
     spec = str(spec)
     if spec.startswith(PREFIX):
         return _torchvision(spec, dataset)
+    if not Path(spec).is_file() and (recipe := made_by(Path(spec))):
+        raise ValueError(f"--teacher {spec}: no such file yet; train it first: python -m train.teacher {recipe[0]}")
     found = Checkpoint.load_teacher(spec)
     if found.labels != dataset.classes:
         raise ValueError(
@@ -61,6 +64,16 @@ def load(spec: str | Path, dataset: Dataset) -> Checkpoint:
             f"{dataset.name} has {dataset.channels} of {dataset.size}"
         )
     return found
+
+
+def made_by(path: Path) -> tuple[str, TeacherConfig] | None:
+    """Name and settings of the recipe that writes a teacher to `path`; None if there is none."""
+    for name in known(RECIPES):
+        if name.endswith("-teacher"):
+            config = find(name, RECIPES).over(TeacherConfig())
+            if config.out is not None and config.out / "teacher.pt" == path:
+                return name, config
+    return None
 
 
 def names() -> list[str]:

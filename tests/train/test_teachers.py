@@ -239,3 +239,12 @@ def test_a_checkpoint_is_a_teacher_of_its_own_classes_and_size(teacher):
 def test_a_student_is_no_teacher(student):
     with pytest.raises(CheckpointError, match="a spiking student, not a teacher"):
         teachers.load(student, load(DataConfig()))
+
+
+def test_a_teacher_that_a_recipe_makes_is_named_with_the_command(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    message = r"no such file yet; train it first: python -m train\.teacher tser-table1/cifar100-resnet34-teacher"
+    with pytest.raises(ValueError, match=message):
+        teachers.load("runs/cifar100-resnet34/teacher.pt", dataset())
+    with pytest.raises(CheckpointError, match=r"mine\.pt: no such file"):
+        teachers.load("mine.pt", dataset())

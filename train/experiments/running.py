@@ -8,11 +8,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from train import distill, parallel, recipe, runs, teacher
+from train import distill, parallel, runs, teacher
 from train.checkpoint import Checkpoint
-from train.config import RECIPES, DataConfig, DistillConfig, NetConfig, TeacherConfig
+from train.config import DataConfig, DistillConfig, NetConfig, TeacherConfig
 from train.data import Dataset, load
 from train.experiments.experiment import Experiment, Variant
+from train.teachers import made_by
 
 
 # What is kept of a student's metrics.
@@ -97,11 +98,8 @@ def teacher_of(config: DistillConfig, dataset: Dataset, place: Place) -> Path:
 
 def recipe_of(path: Path) -> TeacherConfig:
     """The settings of the teacher that a recipe writes to `path`. Raises ValueError where none does."""
-    for name in recipe.known(RECIPES):
-        if name.endswith("-teacher"):
-            config = recipe.find(name, RECIPES).over(TeacherConfig())
-            if config.out is not None and config.out / "teacher.pt" == path:
-                return config
+    if found := made_by(path):
+        return found[1]
     raise ValueError(f"the teacher {path} is not there, and no recipe of train/recipes writes it; train it first")
 
 
