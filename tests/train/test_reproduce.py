@@ -1,6 +1,7 @@
 """The paper's experiments as commands: what is trained, what is reported, and that nothing is trained twice."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -215,3 +216,10 @@ def test_the_documented_table_is_the_one_that_the_results_file_gives(name: str) 
 def test_a_teacher_that_no_recipe_makes_is_named() -> None:
     with pytest.raises(ValueError, match=r"the teacher x/teacher\.pt is not there, and no recipe"):
         recipe_of(Path("x/teacher.pt"))
+
+
+def test_a_teacher_that_is_there_needs_no_recipe(tmp_path: Path) -> None:
+    (tmp_path / "mine.pt").touch()
+    config = replace(base.base("smoke"), teacher=tmp_path / "mine.pt")
+    place = running.Place(runs=tmp_path)
+    assert running.teacher_of(config, running.data(config.data), place) == tmp_path / "mine.pt"

@@ -82,17 +82,18 @@ def outcome(experiment: Experiment, variant: Variant, seed: int, place: Place, w
 
 def teacher_of(config: DistillConfig, dataset: Dataset, place: Place) -> Path:
     """The file of a student's teacher, trained now if it is not there: one for all seeds and all T."""
-    if config.teacher is None:
+    if config.teacher is not None:
+        path = config.teacher
+        settings = None if path.exists() else place.placed(recipe_of(path))
+    else:
         timeless = replace(config, seed=0, net=replace(runs.fit_to(dataset, config.net), T=NetConfig().T))
         wanted = distill.wanted_teacher(timeless)
         identity = runs.Run(config=wanted, dataset=dataset, title="teacher").identity
         path = place.runs / f"teacher-{config.data.name}-{wanted.net.name}-{digest(identity)}" / "teacher.pt"
-        made_by = replace(wanted, out=path.parent)
-    else:
-        path, made_by = config.teacher, place.placed(recipe_of(config.teacher))
-    if not path.exists():
+        settings = None if path.exists() else replace(wanted, out=path.parent)
+    if settings:
         parallel.say(f"teacher: training {path}")
-        teacher.main(made_by)
+        teacher.main(settings)
     return path
 
 
