@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from train.experiments.report import MEASURES
+from train.experiments.report import HEADINGS
 from train.record import atomic
 
 
@@ -56,7 +56,7 @@ def rows(report: dict[str, Any], plt: Any) -> Any:
             axes.plot(expected, y, "D", color=THEIRS, mfc="none")
     axes.set_yticks(range(len(variants)), [f"{v['group']} {v['name']}".strip() for v in variants])
     axes.invert_yaxis()
-    axes.set_xlabel(MEASURES.get(measure, measure))
+    axes.set_xlabel(HEADINGS.get(measure, measure))
     axes.legend(fontsize=8, loc="best")
     return figure
 
@@ -95,7 +95,7 @@ def curve(report: dict[str, Any], plt: Any) -> Any:
         errors = [100 * (f["std"] or 0) for f in found]
         axes.errorbar(places, [100 * f["mean"] for f in found], errors, fmt="o-", color=OURS, capsize=3)
     axes.set_xticks(range(len(report["variants"])), [f"{v['x']:g}" for v in report["variants"]])
-    axes.set(xlabel=report["title"].partition("over the ")[2], ylabel=MEASURES.get(measure, measure))
+    axes.set(xlabel=report["title"].partition("over the ")[2], ylabel=HEADINGS.get(measure, measure))
     return figure
 
 

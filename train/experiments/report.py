@@ -88,7 +88,7 @@ def markdown(report: dict[str, Any]) -> str:
     """The table of a report, ours and the paper's side by side, in percent and percentage points."""
     lines = [f"# {report['title']}", "", f"{report['source']}.", "", *says(report), ""]
     for measure in report["measures"]:
-        lines += [f"## {MEASURES.get(measure, measure)}", ""]
+        lines += [f"## {HEADINGS.get(measure, measure)}", ""]
         lines += ["| | paper | ours | paper, difference | ours, difference (95 % interval) |", "|---|---|---|---|---|"]
         for group, variants in groupby(report["variants"], lambda v: v["group"]):
             lines += [f"| **{group}** | | | | |"] if group else []
@@ -98,7 +98,7 @@ def markdown(report: dict[str, Any]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-MEASURES = {
+HEADINGS = {
     "accuracy": "Accuracy (%)",
     "step_mean": "Accuracy of a step alone, mean over the steps (%)",
     "step_spread": "Spread of the accuracy over the steps, largest minus smallest (%)",

@@ -6,6 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from train.methods import Outputs
+from train.networks import Places
+
+
+PLACES = Places(stages=("s1", "s2", "s3"), penultimate="flat", classifier="head")
+SEEDS = range(5)
+T, B, K = 3, 4, 7
 
 
 def draw(seed: int, *shapes: tuple[int, ...]) -> list[Tensor]:
@@ -68,3 +74,21 @@ def agree(
         if gradient is not None:
             assert torch.isfinite(gradient).all()
             assert (gradient - other).abs().max() < tolerance * max(1.0, other.abs().max())
+
+
+def averages(z: Tensor) -> list[Tensor]:
+    return [mean(list(z[:, b])) for b in range(z.shape[1])]
+
+
+def hard(z: Tensor, y: Tensor) -> Tensor:
+    return mean([ce(average, y[b]) for b, average in enumerate(averages(z))])
+
+
+def rate(feature: Tensor, b: int) -> Tensor:
+    """The mean over t of one image, summed up step by step."""
+    return mean([feature[t, b] for t in range(feature.shape[0])])
+
+
+def halved(feature: Tensor) -> Tensor:
+    """Mean of 2x2 blocks."""
+    return (feature[..., ::2, ::2] + feature[..., 1::2, ::2] + feature[..., ::2, 1::2] + feature[..., 1::2, 1::2]) / 4
