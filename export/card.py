@@ -59,6 +59,15 @@ def summary_rows(
     return rows
 
 
+def neurons(net: Any) -> str:
+    """The kind of neuron of a student, in words."""
+    common = f"v_threshold = {net.v_threshold}, hard reset to {net.v_reset}"
+    if net.neuron == "if":
+        return f"IF (no leak), {common}"
+    learnt = " at first, learnt by every layer" if net.neuron == "plif" else ""
+    return f"{net.neuron.upper()} with tau = {net.tau}{learnt}, decay_input = {net.decay_input}, {common}"
+
+
 def verdict_row(name: str, verdict: dict[str, Any]) -> tuple[str, str]:
     """One verification as a row."""
     return (
@@ -117,8 +126,7 @@ The student knows {len(about["labels"])} classes ({", ".join(about["labels"][:12
 ## How it was made
 
 Method `{origin["config"]["method"]["name"]}` ({settings or "no hyper-parameters"}), network `{checkpoint.net.name}`, \
-LIF with tau = {checkpoint.net.tau}, v_threshold = {checkpoint.net.v_threshold}, hard reset to \
-{checkpoint.net.v_reset}, decay_input = {checkpoint.net.decay_input}; seed {origin["seed"]}, on {origin["device"]}.
+{neurons(checkpoint.net)}; seed {origin["seed"]}, on {origin["device"]}.
 Code: commit {git.get("commit", "unknown")}{" with local changes" if git.get("dirty") else ""}; \
 {", ".join(f"{name} {version}" for name, version in origin["versions"].items())}.
 

@@ -62,7 +62,7 @@ class Counts:
     neuron_updates: int
     """Updates of a membrane in one image: T times the neurons."""
     pooled_values: int
-    """Values that average and maximum pooling read in one image."""
+    """Values that average and maximum pooling read in one image, each once however many windows hold it."""
     residual_additions: int
     """Additions of Add nodes in one image."""
 
@@ -111,18 +111,21 @@ def taps(nonzero: np.ndarray, fan: np.ndarray) -> np.ndarray:
 def count(graph: g.Graph, images: np.ndarray, *, batch_size: int = 8) -> Counts:
     """Run `images` [N, C, H, W] in [0, 1] through the Graph in float32 and count its events.
 
-    Memory grows with `batch_size`, not with N. Raises ValueError where there are no images or the shape is wrong.
+    A Graph of events takes frames [T, N, C, H, W]: its images are recordings, and no layer is static. Memory grows with
+    `batch_size`, not with N. Raises ValueError where there are no images or the shape is wrong.
     """
-    if len(images) == 0:
+    frames = reference.over_time(graph, images)
+    N = frames.shape[1]
+    if N == 0:
         raise ValueError("counting needs at least one image, got none")
     static, layers = g.is_static(graph), spike_driven(graph)
     fans = {node.name: fan_map(node, graph[node.inputs[0]].shape) for node in graph.synapses}
-    nonzero = {node.name: np.zeros((graph.T, len(images)), np.int64) for node in graph.synapses}
-    sops = {node.name: np.zeros((graph.T, len(images)), np.int64) for node in graph.synapses}
-    spikes = {node.name: np.zeros((graph.T, len(images)), np.int64) for node in graph.lif_layers}
-    for start in range(0, len(images), batch_size):
+    nonzero = {node.name: np.zeros((graph.T, N), np.int64) for node in graph.synapses}
+    sops = {node.name: np.zeros((graph.T, N), np.int64) for node in graph.synapses}
+    spikes = {node.name: np.zeros((graph.T, N), np.int64) for node in graph.lif_layers}
+    for start in range(0, N, batch_size):
         part = slice(start, start + batch_size)
-        values = reference.run(graph, images[part].astype(np.float32))
+        values = reference.run_over_time(graph, frames[:, part].astype(np.float32))
         for lif in graph.lif_layers:
             spikes[lif.name][:, part] = _per_image(values[lif.name] != 0)
         for node in layers:
@@ -132,7 +135,7 @@ def count(graph: g.Graph, images: np.ndarray, *, batch_size: int = 8) -> Counts:
     binary = g.is_binary(graph)
     return Counts(
         T=graph.T,
-        num_images=len(images),
+        num_images=N,
         synapses=tuple(
             SynapseCounts(
                 name=node.name,

@@ -65,6 +65,7 @@ def report(
 ) -> dict[str, Any]:
     """What energy.json holds: counts and joules for `images` [N, C, H, W] in [0, 1], means per image; JSON types.
 
+    Of a Graph of events the images are recordings, frames [T, N, C, H, W], and its ANN sees one frame, their mean.
     named: which images these are (dataset, split, indices), recorded as it is. `energy_J` is in joules. Step t is
     counted from 1. `input` of a layer is static (before the first LIF), binary (0 or 1) or graded.
     """
@@ -100,7 +101,7 @@ def report(
     }
     return {
         "format": FORMAT,
-        "images": {**named, "count": len(images)},
+        "images": {**named, "count": counts.num_images},
         "T": graph.T,
         "chip": chip.name,
         "convention": {"name": convention, "rules": inspect.getdoc(CONVENTIONS[convention])},

@@ -5,10 +5,12 @@ A Graph is a topological tuple of nodes. Every node holds numpy arrays and says 
 
 Shapes: T time steps, B images, C channels, H rows, W columns, N features, K classes. `shape` of a node is its output
 for one image and one step, without T and B. Values travel as `[T, B, *shape]`, or `[1, B, *shape]` while they
-do not change over time (a static image and what is computed from it before the first LIF).
+do not change over time (a static image and what is computed from it before the first LIF). Recordings of events are
+frames `[T, B, C, H, W]`, another one at every step.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -26,10 +28,15 @@ class Node:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Input(Node):
-    """image [B, C, H, W] in [0, 1] -> (image - mean) / std, the same at every step; mean, std: [C]."""
+    """y = (x - mean) / std; mean, std: [C].
+
+    x is an image [B, C, H, W] in [0, 1], the same at every step; with `event`, frames [T, B, C, H, W] in [0, 1]: counts
+    of events / 255, so that mean 0 and std 1 / 255 give the counts back.
+    """
 
     mean: np.ndarray
     std: np.ndarray
+    event: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -62,12 +69,18 @@ class LIF(Node):
     h[t] = v[t-1] - (v[t-1] - v_reset) / tau + x[t]       otherwise
     s[t] = 1 if h[t] >= v_threshold else 0
     v[t] = v_reset if s[t] else h[t];                     v[0] = v_reset before the first step
+
+    tau = inf, only without decay_input, is integrate-and-fire (SpikingJelly's IFNode): 1 / tau = 0 and
+    h[t] = v[t-1] + x[t].
     """
 
     tau: float
     v_threshold: float
     v_reset: float
     decay_input: bool
+
+    def __post_init__(self) -> None:
+        assert not (self.tau == math.inf and self.decay_input), f"{self.name}: an input divided by tau = inf is nothing"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -79,9 +92,15 @@ class AvgPool(Node):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MaxPool(Node):
-    """Maximum over kernel x kernel windows, stride = kernel, no padding; a remainder at the border is dropped."""
+    """y[c, i, j] = max_{u,v} x[c, i*stride+u-padding, j*stride+v-padding], u and v over the kernel.
+
+    kernel, stride, padding: (rows, columns). Windows may overlap; a remainder at the border is dropped. Outside the map
+    is -inf, which never wins (padding is at most half of the kernel, so every window holds a value of the map).
+    """
 
     kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -158,17 +177,18 @@ class Graph:
 
 
 def is_static(graph: Graph) -> dict[str, bool]:
-    """For every node: whether its value is the same at every step (nothing before it spikes)."""
+    """For every node: whether its value is the same at every step: made of one image, with no LIF before it."""
     static: dict[str, bool] = {}
     for node in graph:
-        static[node.name] = not isinstance(node, LIF) and all(static[name] for name in node.inputs)
+        changes = isinstance(node, LIF) or (isinstance(node, Input) and node.event)
+        static[node.name] = not changes and all(static[name] for name in node.inputs)
     return static
 
 
 def is_binary(graph: Graph) -> dict[str, bool]:
     """For every node: whether its values are 0 or 1, so that a following synapse adds and never multiplies.
 
-    Spikes are; max pooling and flattening keep it; averages, sums and images are not.
+    Spikes are; max pooling and flattening keep it; averages, sums (two spikes make 2), images and counts are not.
     """
     binary: dict[str, bool] = {}
     for node in graph:

@@ -1,6 +1,7 @@
 """From a trained student to its Graph: torch.fx over SpikingJelly's modules, batch normalisation folded in float64."""
 
 import dataclasses
+import math
 import operator
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +15,10 @@ from export import graph as g
 from train.checkpoint import Checkpoint, Preprocess
 from train.networks import Network
 from train.networks.zoo import PREFIX
-from train.neurons import LIF, PLIF, Add
+from train.neurons import IF, LIF, PLIF, Add
+
+
+NEURONS = (neuron.LIFNode, LIF, neuron.ParametricLIFNode, PLIF, neuron.IFNode, IF)
 
 
 class UnsupportedLayer(ValueError):
@@ -44,10 +48,6 @@ def lower_network(network: Network, preprocess: Preprocess) -> g.Graph:
             f"{config.name}: models of SpikingJelly's zoo are trained and evaluated, not exported; take a network "
             "without sj: in its name"
         )
-    if config.event:
-        raise UnsupportedLayer(
-            f"{config.name}: it was trained on event frames [T, B, C, H, W]; a Graph's input is one image"
-        )
     nodes: list[g.Node] = [
         g.Input(
             name="image",
@@ -55,6 +55,7 @@ def lower_network(network: Network, preprocess: Preprocess) -> g.Graph:
             shape=(config.in_channels, config.size, config.size),
             mean=np.asarray(preprocess.mean, np.float64),
             std=np.asarray(preprocess.std, np.float64),
+            event=config.event,
         )
     ]
     for part in ("stem", "body"):
@@ -120,8 +121,10 @@ def convert(module: nn.Module, path: str, inputs: list[g.Node]) -> g.Node:
             raise UnsupportedLayer(
                 f"{path}: ReLU has no Graph node; take a network all of whose activations are neurons"
             )
-        case nn.AvgPool2d() | nn.MaxPool2d():
-            return pool(module, path, x)
+        case nn.AvgPool2d():
+            return avg_pool(module, path, x)
+        case nn.MaxPool2d():
+            return max_pool(module, path, x)
         case nn.AdaptiveAvgPool2d():
             if tuple(np.broadcast_to(np.asarray(module.output_size), 2)) != (1, 1):
                 raise UnsupportedLayer(f"{path}: adaptive pooling to {module.output_size}; only (1, 1) has a node")
@@ -153,40 +156,67 @@ def conv(module: nn.Conv2d, path: str, x: g.Node) -> g.Conv:
 
 
 def lif(module: neuron.BaseNode, path: str, x: g.Node) -> g.LIF:
-    """A LIF layer with hard reset, or a PLIF layer with the time constant that it learned.
+    """A layer of LIF or IF neurons with hard reset, or of PLIF neurons with the time constant that it learned.
 
     Other neurons, subclasses among them, compute something else and are refused.
     """
-    if type(module) not in (neuron.LIFNode, LIF, neuron.ParametricLIFNode, PLIF):
-        raise UnsupportedLayer(f"{path}: {type(module).__name__} has no Graph node; train with LIFNode")
+    if type(module) not in NEURONS:
+        raise UnsupportedLayer(
+            f"{path}: {type(module).__name__} has no Graph node; train with LIFNode, ParametricLIFNode or IFNode"
+        )
     if module.v_reset is None:
         raise UnsupportedLayer(f"{path}: soft reset has no Graph node; train with --net.reset hard")
-    learned = isinstance(module, neuron.ParametricLIFNode)
     return g.LIF(
         name=path,
         inputs=(x.name,),
         shape=x.shape,
-        tau=float(1 + np.exp(-array(module.w))) if learned else float(module.tau),  # 1 / sigmoid(w)
+        tau=time_constant(module, path),
         v_threshold=float(module.v_threshold),
         v_reset=float(module.v_reset),
-        decay_input=bool(module.decay_input),
+        decay_input=bool(getattr(module, "decay_input", False)),
     )
 
 
-def pool(module: nn.AvgPool2d | nn.MaxPool2d, path: str, x: g.Node) -> g.Node:
-    """Pooling over windows that touch but do not overlap."""
-    kernel, stride, padding = (
-        tuple(int(v) for v in np.broadcast_to(np.asarray(value), 2))
-        for value in (module.kernel_size, module.stride, module.padding)
-    )
-    plain = not module.ceil_mode and getattr(module, "divisor_override", None) is None
-    if stride != kernel or padding != (0, 0) or not plain or getattr(module, "dilation", 1) not in (1, (1, 1)):
+def time_constant(module: neuron.BaseNode, path: str) -> float:
+    """tau in steps: of PLIF what it learned, of IF inf."""
+    if isinstance(module, neuron.IFNode):
+        return math.inf
+    if not isinstance(module, neuron.ParametricLIFNode):
+        return float(module.tau)
+    if module.w.numel() != 1:
         raise UnsupportedLayer(
-            f"{path}: pooling needs stride = kernel, no padding, no dilation, no ceil_mode, no divisor_override"
+            f"{path}: PLIF with {module.w.numel()} time constants has no Graph node, a layer has one tau; "
+            "train with --net.neuron plif, which learns one for each layer, or with --net.neuron lif"
         )
-    kind = g.AvgPool if isinstance(module, nn.AvgPool2d) else g.MaxPool
+    return 1 + math.exp(-module.w.item())  # 1 / sigmoid(w)
+
+
+def avg_pool(module: nn.AvgPool2d, path: str, x: g.Node) -> g.AvgPool:
+    """The mean over windows that touch but do not overlap."""
+    kernel, stride, padding = (pair(value) for value in (module.kernel_size, module.stride, module.padding))
+    if stride != kernel or padding != (0, 0) or module.ceil_mode or module.divisor_override is not None:
+        raise UnsupportedLayer(
+            f"{path}: average pooling needs stride = kernel, no padding, no ceil_mode, no divisor_override"
+        )
     shape = (x.shape[0], x.shape[1] // kernel[0], x.shape[2] // kernel[1])
-    return kind(name=path, inputs=(x.name,), shape=shape, kernel=(kernel[0], kernel[1]))
+    return g.AvgPool(name=path, inputs=(x.name,), shape=shape, kernel=kernel)
+
+
+def max_pool(module: nn.MaxPool2d, path: str, x: g.Node) -> g.MaxPool:
+    """The maximum over windows that may overlap and reach over the border."""
+    if pair(module.dilation) != (1, 1) or module.ceil_mode or module.return_indices:
+        raise UnsupportedLayer(f"{path}: maximum pooling needs no dilation, no ceil_mode, no return_indices")
+    kernel, stride, padding = (pair(value) for value in (module.kernel_size, module.stride, module.padding))
+    size = [(x.shape[1 + i] + 2 * padding[i] - kernel[i]) // stride[i] + 1 for i in range(2)]
+    return g.MaxPool(
+        name=path, inputs=(x.name,), shape=(x.shape[0], *size), kernel=kernel, stride=stride, padding=padding
+    )
+
+
+def pair(value: int | tuple[int, ...]) -> tuple[int, int]:
+    """(rows, columns) of what torch takes as one number for both or as two."""
+    rows, columns = np.broadcast_to(np.asarray(value), 2).tolist()
+    return rows, columns
 
 
 def add(path: str, inputs: list[g.Node]) -> g.Add:

@@ -7,6 +7,7 @@ in float32 the model differs from the reference only by the rounding of convolut
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -69,7 +70,7 @@ def build_model(graph: g.Graph, *, labels: Sequence[str], checkpoint_sha256: str
                               Exact up to 2^24 = 16.8 million taps of one layer, step and image; above, float32 rounds.
     Metadata, each value JSON: format, T, labels, precision, form, lif_layers, synapses, checkpoint_sha256.
 
-    Raises ValueError where the logits do not depend on spikes, or `labels` does not fit them.
+    Raises ValueError where the logits do not depend on spikes, `labels` does not fit them, or the input is events.
     """
     check(graph, labels)
     builder = Builder()
@@ -108,7 +109,12 @@ def expose_spikes(model: onnx.ModelProto, layers: Sequence[str]) -> None:
 
 
 def check(graph: g.Graph, labels: Sequence[str]) -> None:
-    """Raise ValueError where the Graph is no spiking classifier of these labels."""
+    """Raise ValueError where the Graph is no spiking classifier of images with these labels."""
+    if graph.input.event:
+        raise ValueError(
+            f"{graph.input.name}: this student was trained on frames of events [T, B, C, H, W], and an ONNX model of it"
+            " would take one image [B, C, H, W]; export it with python -m export.to_loihi"
+        )
     if g.is_static(graph)[graph.output.name] or not spike_driven(graph):
         raise ValueError(
             f"{graph.output.name}: no layer on the way to the logits reads spikes, so this is not a spiking network;"
@@ -151,9 +157,15 @@ def emit(builder: Builder, node: g.Node, inputs: list[Value], *, T: int) -> Valu
         case g.Dense():
             kind, attributes = "Gemm", {"transB": 1}
             operands += [builder.constant(f"{name}/weight", node.weight), builder.constant(f"{name}/bias", node.bias)]
-        case g.AvgPool() | g.MaxPool():
-            kind = "AveragePool" if isinstance(node, g.AvgPool) else "MaxPool"
-            attributes = {"kernel_shape": node.kernel, "strides": node.kernel}
+        case g.AvgPool():
+            kind, attributes = "AveragePool", {"kernel_shape": node.kernel, "strides": node.kernel}
+        case g.MaxPool():
+            kind = "MaxPool"  # ONNX, too, pads with -inf
+            attributes = {
+                "kernel_shape": node.kernel,
+                "strides": node.stride,
+                "pads": (*node.padding, *node.padding),
+            }
         case g.Mean():
             kind, attributes = "ReduceMean", {"keepdims": 0}
             operands.append(builder.constant("axes/rows_columns", [2, 3]))
@@ -177,7 +189,6 @@ def lif(builder: Builder, node: g.LIF, x: Value, *, T: int) -> str:
     what a v_reset of zero makes idle.
     """
     op, name = builder.op, node.name
-    tau = builder.constant(f"{name}/tau", float(node.tau))
     v_threshold = builder.constant(f"{name}/v_threshold", float(node.v_threshold))
     v_reset = builder.constant(f"{name}/v_reset", float(node.v_reset))
     parts = [f"{name}/t{t}/current" for t in range(T)]
@@ -186,18 +197,26 @@ def lif(builder: Builder, node: g.LIF, x: Value, *, T: int) -> str:
     v = v_reset
     for t, current in enumerate(currents):
         step = f"{name}/t{t}"
-        gap = op("Sub", [v, v_reset], f"{step}/gap")
-        if node.decay_input:
-            drive = op("Sub", [current, gap], f"{step}/drive")
-            h = op("Add", [v, op("Div", [drive, tau], f"{step}/change")], f"{step}/h")
-        else:
-            kept = op("Sub", [v, op("Div", [gap, tau], f"{step}/leak")], f"{step}/kept")
-            h = op("Add", [kept, current], f"{step}/h")
+        h = charge(builder, node, current, v, step)
         fire = op("GreaterOrEqual", [h, v_threshold], f"{step}/fire")
         spikes.append(op("Cast", [fire], f"{step}/spikes", to=TensorProto.FLOAT))
         if t + 1 < T:
             v = op("Where", [fire, v_reset, h], f"{step}/v")
     return op("Concat", spikes, name, output=f"{name}/out", axis=0)
+
+
+def charge(builder: Builder, node: g.LIF, current: str, v: str, step: str) -> str:
+    """Append the potential h of one step before it fires, from the current and the potential after the step before."""
+    op = builder.op
+    if node.tau == math.inf:  # it does not leak
+        return op("Add", [v, current], f"{step}/h")
+    tau = builder.constant(f"{node.name}/tau", float(node.tau))
+    gap = op("Sub", [v, f"{node.name}/v_reset"], f"{step}/gap")
+    if node.decay_input:
+        drive = op("Sub", [current, gap], f"{step}/drive")
+        return op("Add", [v, op("Div", [drive, tau], f"{step}/change")], f"{step}/h")
+    kept = op("Sub", [v, op("Div", [gap, tau], f"{step}/leak")], f"{step}/kept")
+    return op("Add", [kept, current], f"{step}/h")
 
 
 def spike_rates(builder: Builder, graph: g.Graph, values: dict[str, Value]) -> str:

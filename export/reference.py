@@ -1,6 +1,6 @@
 """What a Graph means: a plain numpy executor. Slow, exact in float64, and the judge of every exported form."""
 
-from collections.abc import Callable
+import math
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -32,19 +32,37 @@ def lif(x: np.ndarray, *, tau: float, v_threshold: float, v_reset: float, decay_
     v = np.full_like(x[0], v_reset)
     spikes = np.zeros_like(x)
     for t, current in enumerate(x):
-        h = v + (current - (v - v_reset)) / tau if decay_input else v - (v - v_reset) / tau + current
+        if decay_input:
+            h = v + (current - (v - v_reset)) / tau
+        elif tau == math.inf:
+            h = v + current
+        else:
+            h = v - (v - v_reset) / tau + current
         fired = h >= v_threshold
         spikes[t] = fired
         v = np.where(fired, np.asarray(v_reset, x.dtype), h)
     return spikes
 
 
-def pool(x: np.ndarray, kernel: tuple[int, int], reduce: Callable[..., np.ndarray]) -> np.ndarray:
-    """Reduce non-overlapping windows of x [..., H, W]."""
+def avg_pool(x: np.ndarray, kernel: tuple[int, int]) -> np.ndarray:
+    """The mean over non-overlapping windows of x [..., H, W]."""
     kh, kw = kernel
     h, w = x.shape[-2] // kh, x.shape[-1] // kw
-    cut = x[..., : h * kh, : w * kw].reshape(*x.shape[:-2], h, kh, w, kw)
-    return reduce(cut, axis=(-3, -1))
+    cut: np.ndarray = x[..., : h * kh, : w * kw].reshape(*x.shape[:-2], h, kh, w, kw)
+    return cut.mean(axis=(-3, -1))
+
+
+def max_pool(
+    x: np.ndarray, *, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]
+) -> np.ndarray:
+    """The maximum over windows of x [..., H, W], floats or integers; outside is less than every value."""
+    (sh, sw), (ph, pw) = stride, padding
+    lowest = -np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min
+    lead = [(0, 0)] * (x.ndim - 2)
+    padded = np.pad(x, [*lead, (ph, ph), (pw, pw)], constant_values=lowest)
+    windows = sliding_window_view(padded, kernel, axis=(-2, -1))[..., ::sh, ::sw, :, :]
+    pooled: np.ndarray = windows.max(axis=(-2, -1))
+    return pooled
 
 
 def step(node: g.Node, inputs: list[np.ndarray], T: int) -> np.ndarray:
@@ -69,9 +87,9 @@ def step(node: g.Node, inputs: list[np.ndarray], T: int) -> np.ndarray:
                 decay_input=node.decay_input,
             )
         case g.AvgPool():
-            return pool(x, node.kernel, np.mean)
+            return avg_pool(x, node.kernel)
         case g.MaxPool():
-            return pool(x, node.kernel, np.max)
+            return max_pool(x, kernel=node.kernel, stride=node.stride, padding=node.padding)
         case g.Mean():
             return x.mean(axis=(-2, -1))
         case g.Flatten():
@@ -82,13 +100,32 @@ def step(node: g.Node, inputs: list[np.ndarray], T: int) -> np.ndarray:
 
 
 def run(graph: g.Graph, images: np.ndarray) -> dict[str, np.ndarray]:
-    """Every node's value [T or 1, B, *shape] for images [B, C, H, W] in [0, 1], in the images' float type."""
-    if images.ndim != 4 or images.shape[1:] != graph.input.shape:
-        raise ValueError(f"images must be [B, {', '.join(map(str, graph.input.shape))}], got {images.shape}")
-    values = {graph.input.name: step(graph.input, [images[None]], graph.T)}
+    """Every node's value [T or 1, B, *shape] for images [B, C, H, W] in [0, 1], in the images' float type.
+
+    A Graph of events (Input.event) takes frames [T, B, C, H, W]. Raises ValueError for another shape.
+    """
+    return run_over_time(graph, over_time(graph, images))
+
+
+def run_over_time(graph: g.Graph, frames: np.ndarray) -> dict[str, np.ndarray]:
+    """Like `run`, from what `over_time` makes of the images: [T or 1, B, C, H, W]."""
+    values = {graph.input.name: step(graph.input, [frames], graph.T)}
     for node in graph.nodes[1:]:
         values[node.name] = step(node, [values[name] for name in node.inputs], graph.T)
     return values
+
+
+def over_time(graph: g.Graph, images: np.ndarray) -> np.ndarray:
+    """Images [B, C, H, W] as [1, B, C, H, W]; frames of events [T, B, C, H, W] as they are.
+
+    Raises ValueError where they do not fit the Graph's input.
+    """
+    steps = (graph.T,) if graph.input.event else ()
+    lead, shape = len(steps), graph.input.shape
+    if images.ndim != lead + 4 or images.shape[:lead] != steps or images.shape[lead + 1 :] != shape:
+        name = "frames of events" if graph.input.event else "images"
+        raise ValueError(f"{name} must be [{', '.join(map(str, (*steps, 'B', *shape)))}], got {list(images.shape)}")
+    return images if graph.input.event else images[None]
 
 
 def logits(graph: g.Graph, values: dict[str, np.ndarray]) -> np.ndarray:

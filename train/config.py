@@ -94,8 +94,9 @@ class NetConfig:
     """Membrane potential at rest and after a hard reset, below v_threshold."""
     reset: Literal["hard", "soft"] = "hard"
     """After a spike the membrane is set to v_reset (hard) or lowered by v_threshold (soft; it rests at 0)."""
-    neuron: Literal["lif", "plif"] = "lif"
-    """LIF with the time constant tau, or PLIF, whose layers learn theirs from tau on (Fang et al. 2021)."""
+    neuron: Literal["lif", "plif", "if"] = "lif"
+    """LIF with the time constant tau; PLIF, whose layers learn theirs from tau on (Fang et al. 2021); or IF, which does
+    not leak and has no tau and no decay_input."""
     decay_input: bool = True
     """Whether the input is divided by tau, as in the paper's Eq. 2."""
     surrogate: Literal["atan", "sigmoid", "triangle", "rect"] = "atan"
@@ -126,6 +127,11 @@ class NetConfig:
             raise ValueError(f"net.tau must be greater than 1 step, got {self.tau}")
         if not self.v_reset < self.v_threshold:
             raise ValueError(f"net.v_reset ({self.v_reset}) must be below net.v_threshold ({self.v_threshold})")
+        if self.neuron == "if" and (self.tau != 2 or not self.decay_input):
+            raise ValueError(
+                "net.tau and net.decay_input are of neurons that leak; with net.neuron if leave them as they are "
+                f"(tau 2, decay_input True), got {self.tau:g} and {self.decay_input}"
+            )
         if self.reset == "soft" and self.v_reset != 0:
             raise ValueError(f"net.v_reset is for net.reset hard; with soft it must stay 0, got {self.v_reset}")
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.checkpoint import checkpoint
 
-from train.neurons import LIF, PLIF, Norm
+from train.neurons import IF, LIF, PLIF, Norm
 
 
 @contextmanager
@@ -40,7 +40,7 @@ def spikes_as_bytes(network: nn.Module, compress: bool) -> Iterator[None]:
     def unpack(kept: Tensor | tuple[Tensor, torch.dtype]) -> Tensor:
         return kept if isinstance(kept, Tensor) else kept[0].to(kept[1])
 
-    hooks = [module.register_forward_hook(mark) for module in network.modules() if isinstance(module, LIF | PLIF)]
+    hooks = [module.register_forward_hook(mark) for module in network.modules() if isinstance(module, LIF | PLIF | IF)]
     try:
         with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
             yield

@@ -71,6 +71,10 @@ class PLIF(_Neuron, neuron.ParametricLIFNode):
     """SpikingJelly's ParametricLIFNode: 1 / tau = sigmoid(w), w one learned number per layer."""
 
 
+class IF(_Neuron, neuron.IFNode):
+    """SpikingJelly's IFNode: a LIF without a leak."""
+
+
 def set_fused(network: nn.Module, fused: bool) -> None:
     """Whether training steps of `network` go through train/fused.py instead of SpikingJelly's modules, as far as it
     can compute them: a network with something that `not_fusable` names is left alone."""
@@ -89,30 +93,33 @@ def not_fusable(network: nn.Module) -> str | None:
     return f"neurons of the kind {', '.join(foreign)}" if foreign else None
 
 
-def neuron_arguments(config: NetConfig) -> dict[str, Any]:
-    """The arguments that SpikingJelly's neurons share."""
-    return {
-        "decay_input": config.decay_input,
+def neuron_of(config: NetConfig) -> tuple[type[LIF | PLIF | IF], dict[str, Any]]:
+    """A student's kind of neuron and the arguments that it is made with."""
+    shared = {
         "v_threshold": config.v_threshold,
         "v_reset": None if config.reset == "soft" else config.v_reset,
         "surrogate_function": SURROGATES[config.surrogate](),
         "detach_reset": config.detach_reset,
         "step_mode": "m",
     }
+    if config.neuron == "if":
+        return IF, shared
+    leak = {"decay_input": config.decay_input, "init_tau" if config.neuron == "plif" else "tau": config.tau}
+    return (PLIF if config.neuron == "plif" else LIF), shared | leak
 
 
 def activation(config: NetConfig) -> nn.Module:
-    """The non-linearity after a layer: SpikingJelly's multi-step LIFNode or ParametricLIFNode in a student, ReLU in a
-    teacher.
+    """The non-linearity after a layer: SpikingJelly's multi-step LIFNode, ParametricLIFNode or IFNode in a student,
+    ReLU in a teacher.
 
     LIFNode with decay_input=True is TSER's Eq. 2 with the input of the same step:
     h[t] = v[t-1] + (x[t] - (v[t-1] - v_reset)) / tau, s[t] = (h[t] >= v_threshold), hard reset to v_reset.
+    IFNode: h[t] = v[t-1] + x[t].
     """
     if not config.spiking:
         return nn.ReLU()
-    if config.neuron == "plif":
-        return PLIF(init_tau=config.tau, **neuron_arguments(config))
-    return LIF(tau=config.tau, **neuron_arguments(config))
+    kind, arguments = neuron_of(config)
+    return kind(**arguments)
 
 
 class Hold(nn.Module):

@@ -74,9 +74,21 @@ class Maker:
         return name
 
     def pool(self, kind: type[g.AvgPool] | type[g.MaxPool], name: str, kernel: tuple[int, int]) -> str:
+        if kind is g.MaxPool:
+            return self.max_pool(name, kernel, stride=kernel)
         c, h, w = self.nodes[-1].shape
         shape = (c, h // kernel[0], w // kernel[1])
-        self.nodes.append(kind(name=name, inputs=(self.last(),), shape=shape, kernel=kernel))
+        self.nodes.append(g.AvgPool(name=name, inputs=(self.last(),), shape=shape, kernel=kernel))
+        return name
+
+    def max_pool(
+        self, name: str, kernel: tuple[int, int], *, stride: tuple[int, int], padding: tuple[int, int] = (0, 0)
+    ) -> str:
+        c, *sides = self.nodes[-1].shape
+        out = [(n + 2 * p - k) // s + 1 for n, k, s, p in zip(sides, kernel, stride, padding, strict=True)]
+        self.nodes.append(
+            g.MaxPool(name=name, inputs=(self.last(),), shape=(c, *out), kernel=kernel, stride=stride, padding=padding)
+        )
         return name
 
     def add(self, name: str, x: str, y: str) -> str:

@@ -1,5 +1,7 @@
 """Counts are exact: they equal brute force, SpikingJelly's counter and what the ONNX model reports."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -95,6 +97,28 @@ def test_unpriced_work_is_what_the_shapes_say() -> None:
     )
     assert counts.pooled_values == 3 * (sizes["spikes.lif"] + sizes["avg.lif"])
     assert counts.residual_additions == 3 * (sizes["hold.add"] + sizes["block.add"] + sizes["spikes.add"])
+
+
+@pytest.mark.parametrize("batch_size", [2, 100])
+def test_recordings_of_events_are_counted_step_by_step(batch_size: int) -> None:
+    """Frames that repeat an image do what the image does, and the first layers, static there, work at every step."""
+    still = every_node(T=3)
+    moving = still.replace(dataclasses.replace(still.input, event=True))
+    images = dyadic_images(still, batch=3)
+    frames = np.stack([images] * 3)
+    of_image, of_frames = count(still, images), count(moving, frames, batch_size=batch_size)
+    assert of_frames.num_images == 3
+    for a, b in zip(of_image.neurons, of_frames.neurons, strict=True):
+        np.testing.assert_array_equal(a.spikes, b.spikes)
+    for a, b in zip(of_image.synapses, of_frames.synapses, strict=True):
+        assert (b.static, b.binary) == (False, a.binary)
+        if not a.static:
+            np.testing.assert_array_equal(a.sops, b.sops)
+    stem = moving["stem.conv"]
+    events = (reference.run(moving, frames)["image"] != 0).astype(float)
+    landed = reference.conv2d(events, np.ones_like(stem.weight), stride=stem.stride, padding=stem.padding)
+    np.testing.assert_array_equal(synapse(of_frames, "stem.conv").sops, landed.sum(axis=(2, 3, 4)))
+    assert of_frames.bias_additions - of_image.bias_additions == 2 * np.prod(stem.shape)
 
 
 def test_no_images_are_refused() -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import numpy as np
 import onnx
@@ -9,8 +10,9 @@ import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
-from small_graphs import dyadic_images, every_node
+from small_graphs import Maker, dyadic_images, every_node
 
 from export import graph as g
 from export import reference
@@ -19,6 +21,7 @@ from export.onnx_graph import build_model, expose_spikes, spikes_tensor
 
 
 LABELS = ("a", "b", "c", "d", "e")
+TAU = st.sampled_from([1.5, 2.0, 3.0, 4.0])
 SIDES = st.tuples(st.integers(8, 11), st.integers(8, 11))
 GRAPHS = st.builds(
     every_node,
@@ -29,11 +32,43 @@ GRAPHS = st.builds(
     padding=st.tuples(st.integers(0, 1), st.integers(0, 1)),
     kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
     groups=st.sampled_from([1, 2]),
-    tau=st.sampled_from([1.5, 2.0, 3.0, 4.0]),
+    tau=TAU,
     decay_input=st.booleans(),
     v_reset=st.sampled_from([0.0, -0.25]),
     v_threshold=st.sampled_from([0.75, 1.0]),
 )
+
+
+INTEGRATING = st.builds(
+    every_node,
+    seed=st.integers(0, 2**32 - 1),
+    T=st.integers(1, 4),
+    tau=st.just(math.inf),
+    decay_input=st.just(False),
+    v_reset=st.sampled_from([0.0, -0.25]),
+    v_threshold=st.sampled_from([0.75, 1.0]),
+)
+
+
+def pooled(
+    *, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int], T: int = 3, seed: int = 0
+) -> g.Graph:
+    """Maximum pooling of currents, which are often below 0, and of spikes."""
+    m = Maker(
+        rng=np.random.default_rng(seed), lif={"tau": 2.0, "decay_input": True, "v_reset": 0.0, "v_threshold": 0.5}
+    )
+    m.image(2, 11, 9)
+    m.conv("stem.conv", 4)
+    m.max_pool("currents", kernel, stride=stride, padding=padding)
+    m.spike("stem.lif")
+    m.conv("conv", 4)
+    m.spike("lif")
+    m.max_pool("spikes", kernel, stride=stride, padding=padding)
+    m.conv("last", 4)
+    m.spike("last.lif")
+    m.features(g.Flatten, "features")
+    m.dense("classifier", 5)
+    return g.Graph(nodes=tuple(m.nodes), T=T)
 
 
 def build(graph: g.Graph, *, spikes: bool = True) -> onnx.ModelProto:
@@ -87,6 +122,52 @@ def assert_same(got: dict[str, np.ndarray], want: dict[str, np.ndarray]) -> None
 def test_onnxruntime_gives_the_reference_bit_for_bit(graph: g.Graph, batch: int, seed: int) -> None:
     images = dyadic_images(graph, batch=batch, seed=seed)
     assert_same(run_onnxruntime(build(graph), images), expected(graph, images))
+
+
+@settings(max_examples=15, deadline=None)
+@given(graph=INTEGRATING, seed=st.integers(0, 2**32 - 1))
+def test_integrate_and_fire_is_the_reference_bit_for_bit_without_an_infinite_constant(
+    graph: g.Graph, seed: int
+) -> None:
+    model, images = build(graph), dyadic_images(graph, batch=2, seed=seed)
+    want = expected(graph, images)
+    assert_same(run_onnxruntime(model, images), want)
+    assert_same(run_onnx(model, images), want)
+    for constant in model.graph.initializer:
+        assert np.isfinite(numpy_helper.to_array(constant)).all(), constant.name
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data(), seed=st.integers(0, 2**32 - 1))
+def test_onnxruntime_pools_overlapping_and_padded_windows_as_the_reference(data: st.DataObject, seed: int) -> None:
+    kernel = data.draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
+    stride = data.draw(st.tuples(st.integers(1, 2), st.integers(1, 2)))
+    padding = data.draw(st.tuples(*(st.integers(0, k // 2) for k in kernel)))
+    graph = pooled(kernel=kernel, stride=stride, padding=padding, seed=seed)
+    images = dyadic_images(graph, batch=2, seed=seed)
+    assert_same(run_onnxruntime(build(graph), images), expected(graph, images))
+
+
+# At stride 1 onnx's evaluator pads rows and columns alike, so unequal paddings are for onnxruntime alone.
+@pytest.mark.parametrize("windows", [((3, 3), (2, 2), (1, 1)), ((3, 2), (2, 1), (1, 0)), ((2, 2), (1, 1), (1, 1))])
+def test_onnx_reference_evaluator_pools_as_the_reference(windows: tuple[tuple[int, int], ...]) -> None:
+    kernel, stride, padding = windows
+    graph = pooled(kernel=kernel, stride=stride, padding=padding)
+    images = dyadic_images(graph, batch=2)
+    assert_same(run_onnx(build(graph), images), expected(graph, images))
+
+
+def test_pooled_spikes_are_added_and_currents_below_0_win_over_the_padding() -> None:
+    graph = pooled(kernel=(2, 2), stride=(2, 2), padding=(1, 1))
+    images = dyadic_images(graph, batch=8)
+    values = reference.run(graph, images)
+    corners = values["currents"][..., 0, 0]  # windows that hold one value of the map
+    np.testing.assert_array_equal(corners, values["stem.conv"][..., 0, 0])
+    assert (corners < 0).any(), "a zero outside the map would not have won"
+    assert_same(run_onnxruntime(build(graph), images), expected(graph, images))
+    assert set(np.unique(values["spikes"])) == {0.0, 1.0}
+    props = {p.key: json.loads(p.value) for p in build(graph, spikes=False).metadata_props}
+    assert {entry["name"]: entry["kind"] for entry in props["synapses"]}["last"] == "ac"
 
 
 @pytest.mark.parametrize(("T", "batch", "mean"), [(1, 1, False), (3, 2, False), (3, 1, True)])
@@ -168,6 +249,13 @@ def test_a_network_without_spikes_is_refused() -> None:
     teacher = g.Graph(nodes=(graph.input, image, classifier), T=4)
     with pytest.raises(ValueError, match="classifier: no layer on the way to the logits reads spikes"):
         build(teacher)
+
+
+def test_a_student_of_events_is_refused_with_the_command_that_takes_it() -> None:
+    graph = every_node()
+    graph = graph.replace(dataclasses.replace(graph.input, event=True))
+    with pytest.raises(ValueError, match=r"image: .* frames of events \[T, B, C, H, W\].* python -m export\.to_loihi"):
+        build(graph)
 
 
 def test_labels_that_do_not_fit_the_logits_are_refused() -> None:

@@ -4,15 +4,22 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import torch
+from live_networks import live_network
 
 from export import to_onnx
+from export.images import RealImages
 from train import cli
 from train.checkpoint import Checkpoint, Preprocess
 from train.config import DataConfig, NetConfig
+from train.data import load
 from train.networks import build
+
+
+ROWS = np.arange(16)
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +47,42 @@ def test_a_verified_model_is_written_beside_the_checkpoint(student: Path, capsys
     printed = capsys.readouterr().out
     assert f"written: {student.with_suffix('.onnx')}" in printed
     assert "8 images: 0 of" in printed
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"name": "sew_resnet18", "size": 32, "in_channels": 1}, {"neuron": "if"}, {"neuron": "if", "v_reset": -0.25}],
+    ids=str,
+)
+def test_sew_networks_and_integrate_and_fire_are_exported_and_verified(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = NetConfig(**{"width": 0.125, "T": 3, **options})
+    images = load(DataConfig()).test.images
+    images = images.repeat_interleave(net.size // 8, 2).repeat_interleave(net.size // 8, 3)
+    preprocess = Preprocess(mean=(0.3,), std=(0.4,), size=net.size)
+    checkpoint = Checkpoint(
+        net=net,
+        weights=live_network(net, preprocess(images[:64]).double()).state_dict(),
+        preprocess=preprocess,
+        labels=tuple("0123456789"),
+        provenance={"config": {"data": cli.to_dict(DataConfig())}},
+    )
+    checkpoint.save(tmp_path / "student.pt")
+    real = RealImages(
+        dataset="digits", split="test", images=images[:16].numpy() / np.float32(255), labels=ROWS, indices=ROWS
+    )
+    monkeypatch.setattr("export.images.real_images", lambda *_, **__: real)
+    result = to_onnx.main(to_onnx.OnnxConfig(checkpoint=tmp_path / "student.pt"))
+    assert result.verdict.ok
+    assert result.evaluated.ok
+    assert result.verdict.images == 16
+    assert all(layer.spikes for layer in result.verdict.layers)
+    assert result.path == tmp_path / "student.onnx"
+    kinds = {entry["name"]: entry["kind"] for entry in result.metadata["synapses"]}
+    if net.name == "sew_resnet18":
+        assert kinds["body.layer1.0.conv1.conv"] == "ac"  # reads pooled spikes
+        assert kinds["body.layer1.1.conv1.conv"] == "mac"  # reads a sum of spikes
 
 
 def test_two_exports_are_the_same_bytes(student: Path, tmp_path: Path) -> None:

@@ -255,6 +255,14 @@ def test_what_cannot_be_built_is_refused() -> None:
     for change, message in (
         ({"T": 0}, "net.T must be in 1 to 64 time steps, got 0"),
         ({"tau": 1.0}, "net.tau must be greater than 1 step"),
+        (
+            {"neuron": "if", "tau": 3.0},
+            "net.tau and net.decay_input are of neurons that leak; with net.neuron if leave",
+        ),
+        (
+            {"neuron": "if", "decay_input": False},
+            r"leave them as they are \(tau 2, decay_input True\), got 2 and False",
+        ),
         ({"v_reset": 1.0}, r"net.v_reset \(1.0\) must be below net.v_threshold \(1.0\)"),
         ({"reset": "soft", "v_reset": 0.5}, r"net.v_reset is for net.reset hard; with soft it must stay 0, got 0.5"),
         ({"width": 0.0}, "net.width must be greater than 0"),

@@ -98,12 +98,13 @@ ORACLES = {
 
 @pytest.mark.parametrize("detach_reset", [True, False])
 @pytest.mark.parametrize("reset", ["hard", "soft"])
-@pytest.mark.parametrize("kind", ["lif", "plif"])
+@pytest.mark.parametrize("kind", ["lif", "plif", "if"])
 @pytest.mark.parametrize("name", ORACLES)
 def test_every_option_is_spikingjellys_neuron_in_evaluation_and_training(
     name: str, kind: str, reset: str, detach_reset: bool
 ) -> None:
-    config = NetConfig(tau=3.0, v_threshold=0.7, reset=reset, neuron=kind, surrogate=name, detach_reset=detach_reset)
+    tau = {} if kind == "if" else {"tau": 3.0}
+    config = NetConfig(**tau, v_threshold=0.7, reset=reset, neuron=kind, surrogate=name, detach_reset=detach_reset)
     shared = {
         "v_threshold": 0.7,
         "v_reset": 0.0 if reset == "hard" else None,
@@ -111,7 +112,11 @@ def test_every_option_is_spikingjellys_neuron_in_evaluation_and_training(
         "detach_reset": detach_reset,
         "step_mode": "m",
     }
-    oracle = neuron.LIFNode(tau=3.0, **shared) if kind == "lif" else neuron.ParametricLIFNode(init_tau=3.0, **shared)
+    oracle: neuron.BaseNode = {
+        "lif": lambda: neuron.LIFNode(tau=3.0, **shared),
+        "plif": lambda: neuron.ParametricLIFNode(init_tau=3.0, **shared),
+        "if": lambda: neuron.IFNode(**shared),
+    }[kind]()
     x = torch.randn(6, 4, 50, generator=torch.Generator().manual_seed(0)) * 3 + 1
     for mode in (True, False):
         layers = [layer.train(mode) for layer in (activation(config), oracle)]
@@ -141,7 +146,21 @@ def test_plif_starts_at_tau_and_learns_one_number_a_layer() -> None:
     assert 1 / layer.w.sigmoid().item() == pytest.approx(4.0)
 
 
-@pytest.mark.parametrize("kind", ["lif", "plif"])
+@given(seed=st.integers(0, 2**31), T=st.integers(1, 12), v_reset=st.sampled_from([0.0, -0.5, 0.25]))
+@settings(deadline=None)
+def test_an_if_neuron_adds_up_its_input_until_it_fires(seed: int, T: int, v_reset: float) -> None:
+    x = np.random.default_rng(seed).integers(-16, 32, (T, 40)) / 16  # sums meet the threshold exactly
+    wanted = np.zeros_like(x)
+    for n in range(x.shape[1]):
+        v = v_reset
+        for t in range(T):
+            v += x[t, n]
+            if v >= 1.0:
+                wanted[t, n], v = 1.0, v_reset
+    assert np.array_equal(spikes(x, NetConfig(neuron="if", v_reset=v_reset)), wanted)
+
+
+@pytest.mark.parametrize("kind", ["lif", "plif", "if"])
 @pytest.mark.parametrize("reset", ["hard", "soft"])
 def test_half_precision_currents_charge_membranes_in_float32(kind: str, reset: str) -> None:
     layer = activation(NetConfig(neuron=kind, reset=reset))

@@ -13,7 +13,7 @@ from train import engine
 from train.config import NetConfig, RunConfig
 from train.networks import Network, build, firing_rates, lif_layers
 from train.networks.zoo import Zoo, factories
-from train.neurons import LIF, PLIF
+from train.neurons import IF, LIF, PLIF
 
 
 SIZES = {  # channels and pixels of what is not for 3 channels of 32 pixels
@@ -140,10 +140,11 @@ def test_firing_rates_are_those_of_every_step(name: str) -> None:
 
 
 def test_models_that_take_a_neuron_get_the_configured_one() -> None:
-    options: dict[str, Any] = {"tau": 3.0, "v_threshold": 0.5, "reset": "soft", "surrogate": "triangle"}
+    options: dict[str, Any] = {"v_threshold": 0.5, "reset": "soft", "surrogate": "triangle"}
     with torch.device("meta"):
-        for kind, cls in (("lif", LIF), ("plif", PLIF)):
-            network = build(config_of("CIFAR10Net", neuron=kind, **options))
+        for kind, cls in (("lif", LIF), ("plif", PLIF), ("if", IF)):
+            leak = {} if kind == "if" else {"tau": 3.0}
+            network = build(config_of("CIFAR10Net", neuron=kind, **leak, **options))
             assert {type(layer) for layer in lif_layers(network).values()} == {cls}
             assert {(layer.v_threshold, layer.v_reset) for layer in lif_layers(network).values()} == {(0.5, None)}
 

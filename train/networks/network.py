@@ -112,12 +112,13 @@ def start_weight(config: NetConfig, norm: Norm) -> float:
 
 
 def firing_drive(config: NetConfig) -> float:
-    """The drive that makes a resting neuron fire at once."""
-    return config.v_threshold * (config.tau if config.decay_input else 1.0)
+    """The drive that makes a resting neuron fire at once; what charges an IF neuron is not divided by tau."""
+    divided = config.decay_input and config.neuron != "if"
+    return config.v_threshold * (config.tau if divided else 1.0)
 
 
 def lif_layers(network: nn.Module) -> dict[str, neuron.BaseNode]:
-    """A student's layers of neurons (LIF, PLIF, those of a zoo's model) by module path, in order."""
+    """A student's layers of neurons (LIF, PLIF, IF, those of a zoo's model) by module path, in order."""
     return {name: module for name, module in network.named_modules() if isinstance(module, neuron.BaseNode)}
 
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from train.config import NetConfig
 from train.errors import unknown
 from train.networks.network import Network, Places
-from train.neurons import LIF, PLIF, Hold, neuron_arguments
+from train.neurons import Hold, neuron_of
 from train.torchvision_guard import import_torchvision
 
 
@@ -101,8 +101,8 @@ def make(config: NetConfig, name: str, family: str) -> nn.Module:
     }
     arguments = {key: value for key, value in known.items() if key in taken}
     if family in TAKE_NEURONS:
-        time = {"init_tau": config.tau} if config.neuron == "plif" else {"tau": config.tau}
-        arguments |= {"spiking_neuron": PLIF if config.neuron == "plif" else LIF, **time, **neuron_arguments(config)}
+        kind, settings = neuron_of(config)
+        arguments |= {"spiking_neuron": kind, **settings}
     if family in (*TAKE_NEURONS, *STEPWISE) and family != "parametric_lif_net":
         arguments["num_classes"] = config.num_classes  # among the factory's **kwargs
     try:
