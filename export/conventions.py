@@ -36,8 +36,8 @@ def event_exact(graph: Graph, counts: Counts) -> tuple[Ops, ...]:
     spikes, or counts of events) multiplies its nonzero inputs: MACs = SOPs. A layer that sees the constant image
     multiplies densely, once an image, in the first step. The ANN is the same network with ReLU, run once: it multiplies
     densely in every layer. Neither is charged for zero padding, and the ANN does not skip zeros. Batch normalisation is
-    folded. Biases, neuron updates, pooling and residual additions are listed and not priced; memory accesses are neither
-    listed nor priced.
+    folded. Biases, neuron updates, pooling and residual additions are listed and not priced; memory accesses are
+    neither listed nor priced.
     """
     charged: list[Ops] = []
     for layer in counts.synapses:
