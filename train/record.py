@@ -15,7 +15,10 @@ from pathlib import Path
 from typing import Any
 
 
-PACKAGES = ("torch", "torchvision", "spikingjelly", "numpy", "numba", "lightning-fabric", "onnx", "onnxruntime-gpu")
+PACKAGES = (
+    *("torch", "torchvision", "spikingjelly", "numpy", "numba", "lightning-fabric"),
+    *("onnx", "onnxruntime-gpu", "nir"),
+)
 
 
 @contextmanager
