@@ -36,12 +36,26 @@ class Neuron:
     iDecay: int = DECAY_UNITY
 
 
+INTEGRATOR = Neuron(vThMant=131072, vDecay=4096, iDecay=0)
+"""netx's neurons for a dense layer without any: they hold their current, v = sum of the input + bias, and never fire.
+
+Only there: the threshold is one more than 17 bits hold, and above what a membrane can reach.
+"""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class InputLayer:
-    """The shape of what is sent in: (C, H, W), or (N,) before a dense layer. No neurons, no time step."""
+    """The shape of what is sent in: (C, H, W), or (N,). Usually no neurons and no time step.
+
+    neuron: neurons that receive what is sent as their current; they spike and take a time step.
+    weight, bias: with a neuron, that the sender should send weight * x + bias for data x. netx and Lava only note it.
+    """
 
     shape: tuple[int, ...]
     name: str = "input"
+    neuron: Neuron | None = None
+    weight: int = 64
+    bias: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -72,7 +86,7 @@ class FlattenLayer:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DenseLayer:
-    """A matrix and its neurons. weight: int [N_out, N_in]; bias: int [N_out]."""
+    """A matrix and its neurons. weight: int [N_out, N_in]; bias: int [N_out]; neuron may be INTEGRATOR."""
 
     name: str
     shape: tuple[int, ...]
@@ -101,8 +115,16 @@ class Net:
 
     @property
     def spiking(self) -> tuple[SpikingLayer, ...]:
-        """The layers with weights and neurons, in order: those that spike and that take one time step each."""
+        """The layers with weights and neurons, in order."""
         return tuple(layer for layer in self.layers if isinstance(layer, SpikingLayer))
+
+    @property
+    def blocks(self) -> tuple[InputLayer | SpikingLayer, ...]:
+        """The layers with neurons, in order: `spiking`, and before them an input layer that has neurons.
+
+        They are netx's blocks; each spikes and takes one time step.
+        """
+        return self.spiking if self.input.neuron is None else (self.input, *self.spiking)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +153,7 @@ def check(net: Net, limits: Limits | None = None) -> None:
         raise NetxError("the first layer must be an InputLayer, which gives the shape of what is sent in")
     if not isinstance(net.layers[-1], SpikingLayer):
         raise NetxError("the last layer must be a convolution or a dense layer: only those have neurons to read")
-    repeated = [name for name, count in Counter(layer.name for layer in net.spiking).items() if count > 1]
+    repeated = [name for name, count in Counter(layer.name for layer in net.blocks).items() if count > 1]
     if repeated:
         raise NetxError(f"several layers are called {repeated[0]!r}; names must differ")
     before: tuple[int, ...] = ()
@@ -143,7 +165,9 @@ def check(net: Net, limits: Limits | None = None) -> None:
             if isinstance(layer, SpikingLayer):
                 _check_weights(layer, limits)
                 _check_bias(layer, limits)
-                _check_neuron(layer.neuron, limits)
+            neuron = None if isinstance(layer, FlattenLayer) else layer.neuron
+            if neuron is not None and not (isinstance(layer, DenseLayer) and neuron == INTEGRATOR):
+                _check_neuron(neuron, limits)
         except NetxError as error:
             raise NetxError(f"layer {index} ({layer.name}): {error}") from None
         before = layer.shape
@@ -208,8 +232,16 @@ def _check_weights(layer: SpikingLayer, limits: Limits) -> None:
             f"({-2 * half}..{2 * half - 2} if all are even), 0..{2 * half - 1} if none is negative, "
             f"{-2 * half}..-1 if all are; use a smaller scale"
         )
-    if isinstance(layer, DenseLayer) and low == high == 0:
-        raise NetxError("all weights are zero; netx cannot scale such a matrix. Remove the layer or train it longer")
+    if isinstance(layer, DenseLayer):
+        if low == high == 0:
+            raise NetxError(
+                "all weights are zero; netx cannot scale such a matrix. Remove the layer or train it longer"
+            )
+        if high <= 0 and -low & (-low - 1) == 0:  # netx scales them to -256, which Lava then clips to -255
+            raise NetxError(
+                f"no weight is positive and the smallest is {low}, minus a power of two; netx misreads such a matrix. "
+                f"Use another scale"
+            )
     if isinstance(layer, ConvLayer):
         geometry = (*weight.shape[2:], *layer.stride, *layer.padding, *layer.dilation, layer.groups)
         if max(geometry) > limits.conv_parameter:

@@ -7,6 +7,7 @@ fit; `read` and `check` refuse both. What the file adds to netx's format are att
 
 import json
 import os
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import h5py
 import numpy as np
 
 from hardware.net import (
+    INTEGRATOR,
     ConvLayer,
     DenseLayer,
     FlattenLayer,
@@ -30,6 +32,7 @@ from hardware.net import (
 
 
 __all__ = [
+    "INTEGRATOR",
     "ConvLayer",
     "DenseLayer",
     "FlattenLayer",
@@ -82,10 +85,18 @@ def _write_layer(group: h5py.Group, layer: Layer) -> None:
     group.attrs["name"] = layer.name
     group.create_dataset("type", (1,), "S10", [kinds[type(layer)].encode("ascii")])
     group["shape"] = np.array(layer.shape, np.int64)
+    if not isinstance(layer, FlattenLayer) and layer.neuron is not None and layer.neuron != INTEGRATOR:
+        neuron = group.create_group("neuron")
+        neuron["type"] = np.bytes_("CUBA")
+        for key in ("iDecay", "vDecay", "vThMant"):
+            neuron[key] = getattr(layer.neuron, key)
+        neuron["refDelay"], neuron["gradedSpike"] = 1, False
+        if isinstance(layer, InputLayer):
+            group["weight"], group["bias"] = layer.weight, layer.bias
     if not isinstance(layer, SpikingLayer):
         return
-    group["weight"] = layer.weight.astype(np.int64)
-    group["bias"] = layer.bias.astype(np.int64).T  # one per neuron: netx takes (W, H, C)
+    group.create_dataset("weight", data=_narrow(layer.weight), compression="gzip", shuffle=True)
+    group["bias"] = _narrow(layer.bias.T)  # one per neuron: netx takes (W, H, C)
     if isinstance(layer, ConvLayer):
         group["inChannels"], group["outChannels"] = layer.weight.shape[1] * layer.groups, layer.weight.shape[0]
         group["kernelSize"] = np.array(layer.weight.shape[2:], np.int64)
@@ -94,11 +105,12 @@ def _write_layer(group: h5py.Group, layer: Layer) -> None:
         group["groups"] = layer.groups
     else:
         group["inFeatures"], group["outFeatures"] = layer.weight.shape[1], layer.weight.shape[0]
-    neuron = group.create_group("neuron")
-    neuron["type"] = np.bytes_("CUBA")
-    for key in ("iDecay", "vDecay", "vThMant"):
-        neuron[key] = getattr(layer.neuron, key)
-    neuron["refDelay"], neuron["gradedSpike"] = 1, False
+
+
+def _narrow(values: np.ndarray) -> np.ndarray:
+    """The same integers in the smallest signed type that holds them; netx widens whatever it reads."""
+    low, high = int(values.min()), int(values.max())
+    return values.astype(np.min_scalar_type(min(low, -1 - high)))  # of a negative number: a signed type
 
 
 def read(path: str | Path) -> Net:
@@ -115,7 +127,8 @@ def read(path: str | Path) -> Net:
     except NetxError as error:
         raise NetxError(f"{path}: {error}") from None
     except (OSError, RuntimeError) as error:  # h5py's, for files that are not HDF5, truncated or damaged
-        raise NetxError(f"{path}: not a whole HDF5 file ({error})") from error
+        advice = "cut short or damaged; copy or export it again" if h5py.is_hdf5(path) else "netx files are HDF5 files"
+        raise NetxError(f"{path}: not a whole HDF5 file ({advice})") from error
 
 
 def _read_meta(file: h5py.File) -> dict[str, Any]:
@@ -131,7 +144,7 @@ def _read_meta(file: h5py.File) -> dict[str, Any]:
 def _read_layers(file: h5py.File) -> tuple[Layer, ...]:
     groups = file.get("layer")
     if not isinstance(groups, h5py.Group) or not len(groups):
-        raise NetxError("no group 'layer'; this is not a netx file")
+        raise NetxError("no group 'layer'; this is an HDF5 file, but not netx's")
     if missing := {str(index) for index in range(len(groups))} - set(groups):
         raise NetxError(f"group 'layer' has {len(groups)} entries but no {min(missing, key=int)!r}")
     layers: list[Layer] = []
@@ -157,18 +170,19 @@ def _read_layer(group: h5py.Group, kind: str, name: str, where: str) -> Layer:
         raise NetxError(f"{where}: unsupported layer type {kind!r} ({advice}); supported: input, conv, flatten, dense")
     shape = tuple(int(size) for size in _integers(group, "shape", where).reshape(-1))
     if kind == "input":
-        if "neuron" in group:
-            raise NetxError(f"{where}: has neurons of its own, which is not supported; only a shape is")
-        return InputLayer(shape=shape, name=name)
+        if "neuron" not in group:
+            return InputLayer(shape=shape, name=name)
+        transform = {key: _scalar(group, key, where) for key in ("weight", "bias") if key in group}
+        return InputLayer(shape=shape, name=name, neuron=_read_neuron(group, where), **transform)
     if kind == "flatten":
-        return FlattenLayer(shape=shape, name=name)
+        return FlattenLayer(shape=(prod(shape),), name=name)  # slayer writes (N, 1, 1)
     if "delay" in group and np.any(_integers(group, "delay", where)):
         raise NetxError(f"{where}: has synaptic delays, which are not supported (netx ignores those of convolutions)")
     weight = _integers(group, "weight", where)
-    neuron = _read_neuron(group, where)
+    neuron = INTEGRATOR if kind == "dense" and "neuron" not in group else _read_neuron(group, where)
     bias = _integers(group, "bias", where) if "bias" in group else np.zeros(weight.shape[0], np.int64)
     if kind == "dense":
-        shape = (int(np.prod(shape)),)
+        shape = (prod(shape),)
         weight = weight.reshape(shape[0], -1) if weight.size % shape[0] == 0 else weight
         return DenseLayer(name=name, shape=shape, weight=weight, bias=bias.reshape(-1), neuron=neuron)
     if weight.ndim == 5 and weight.shape[4] == 1:  # slayer's kernels have a time axis
@@ -191,7 +205,7 @@ def _read_layer(group: h5py.Group, kind: str, name: str, where: str) -> Layer:
 def _read_neuron(layer: h5py.Group, where: str) -> Neuron:
     group = layer.get("neuron")
     if not isinstance(group, h5py.Group):
-        raise NetxError(f"{where}: no 'neuron' group; write its neurons out (netx would guess an integrator or stop)")
+        raise NetxError(f"{where}: no 'neuron' group; netx stops there too")
     where = f"{where}: neuron"
     if (kind := _text(group, "type", where)) not in ("CUBA", "LOIHI"):
         raise NetxError(f"{where} type {kind!r} is not supported; supported: CUBA, LOIHI")
@@ -222,6 +236,8 @@ def _integers(group: h5py.Group, key: str, where: str) -> np.ndarray:
     value = _dataset(group, key, where)
     if value.size == 0 or not np.issubdtype(value.dtype, np.number):
         raise NetxError(f"{where}: {key} is not an array of numbers")
+    if value.dtype in (np.int8, np.int16, np.int32):
+        return value.astype(np.int64)
     if not np.isfinite(value).all() or np.any(value != np.rint(value)) or np.abs(value.astype(float)).max() >= 2**31:
         raise NetxError(f"{where}: {key} has values that are not 32-bit integers; netx would truncate them")
     return value.astype(np.int64)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from hardware.net import ConvLayer, Net, NetxError, Neuron, SpikingLayer, accumulator_bound
+from hardware.net import DECAY_UNITY, ConvLayer, InputLayer, Net, NetxError, Neuron, SpikingLayer, accumulator_bound
 
 
 FRACTION_BITS = 6
@@ -60,31 +60,39 @@ def schedule(net: Net, T: int | None = None) -> tuple[int, int]:
     return T, max(window, smallest)
 
 
-def frames(net: Net, images: np.ndarray, *, T: int, hold: bool | None = None) -> np.ndarray:
-    """Return what is sent into the first layer, int64 [1 or T, B, *input.shape]; after that nothing is sent.
-
-    images: integers [B, *input.shape], or events [T, B, *input.shape] that are sent as they are. `hold`: an image is
-    sent once and stays in the first layer's current; None means as the file says, that is if its iDecay is 0.
-    """
+def sample_count(net: Net, images: np.ndarray) -> int:
+    """Return B of integer images [B, *input.shape] or events [T, B, *input.shape]. Raises NetxError unless they fit."""
     shape = net.input.shape
     if not np.issubdtype(images.dtype, np.integer) and images.dtype != bool:
         raise NetxError(
             f"images have type {images.dtype}, must be integers: multiply by meta's input_scale, round and convert"
         )
-    events = images.ndim == len(shape) + 2
-    if images.shape[images.ndim - len(shape) :] != shape or not (events or images.ndim == len(shape) + 1):
+    before = images.ndim - len(shape)  # axes: [B], or [T, B] for events
+    if before not in (1, 2) or images.shape[before:] != shape:
         sizes = ", ".join(map(str, shape))
         raise NetxError(f"images are {images.shape}, must be [B, {sizes}], or [T, B, {sizes}] for events")
     if images.size == 0:
         raise NetxError(f"images are {images.shape}: there is nothing to run")
-    if np.abs(images.astype(np.int64)).max() >= STATE_MAX:
-        raise NetxError(f"an input value exceeds 24 bits: {int(images.min())}..{int(images.max())}")
-    images = images.astype(np.int64)
-    if events:
+    low, high = int(images.min()), int(images.max())
+    if max(-low, high) >= STATE_MAX:
+        raise NetxError(f"an input value exceeds 24 bits: {low}..{high}")
+    return images.shape[before - 1]
+
+
+def frames(net: Net, images: np.ndarray, *, T: int, hold: bool | None = None) -> np.ndarray:
+    """Return what is sent into the first layer, int32 [1 or T, B, *input.shape]; after that nothing is sent.
+
+    images: integers [B, *input.shape], or events [T, B, *input.shape] that are sent as they are. `hold`: an image is
+    sent once and stays in the current of the first neurons; None means as the file says, that is if their iDecay is 0.
+    """
+    sample_count(net, images)
+    images = images.astype(np.int32)
+    if images.ndim == len(net.input.shape) + 2:
         if len(images) != T:
             raise NetxError(f"events have {len(images)} steps, T is {T}")
         return images
-    holds = net.spiking[0].neuron.iDecay == 0 if hold is None else hold
+    first = net.blocks[0].neuron
+    holds = (first is not None and first.iDecay == 0) if hold is None else hold
     return np.broadcast_to(images, (1 if holds else T, *images.shape))
 
 
@@ -97,15 +105,20 @@ def simulate(net: Net, images: np.ndarray, *, T: int | None = None, hold: bool |
     x = frames(net, images, T=T, hold=hold)
     record: list[np.ndarray] = []
     v = x
-    for layer in net.spiking:
-        if not isinstance(layer, ConvLayer):
-            x = x.reshape(*x.shape[:2], -1)
-        current = weighted_sum(layer, x)
-        bias = layer.bias.astype(np.int64)
-        bias = bias.reshape(bias.shape + (1,) * (len(layer.shape) - bias.ndim))
-        x, v = integrate(current, bias, layer.neuron, T=T)
+    for block in net.blocks:
+        current, bias = (x, np.zeros(1, np.int32)) if isinstance(block, InputLayer) else _synapses(block, x)
+        assert block.neuron is not None, "blocks have neurons"
+        x, v = integrate(current, bias, block.neuron, T=T)
         record.append(x)
-    return Run(names=tuple(layer.name for layer in net.spiking), spikes=tuple(record), v_out=v)
+    return Run(names=tuple(block.name for block in net.blocks), spikes=tuple(record), v_out=v.astype(np.int64))
+
+
+def _synapses(layer: SpikingLayer, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The current and the bias, which broadcasts to it, of a layer's neurons."""
+    if not isinstance(layer, ConvLayer):
+        x = x.reshape(*x.shape[:2], -1)
+    bias = layer.bias.reshape(layer.bias.shape + (1,) * (len(layer.shape) - layer.bias.ndim))
+    return weighted_sum(layer, x), bias
 
 
 def weighted_sum(layer: SpikingLayer, x: np.ndarray) -> np.ndarray:
@@ -142,26 +155,30 @@ def _convolve(x: np.ndarray, weight: np.ndarray, layer: ConvLayer) -> np.ndarray
 
 
 def integrate(current: np.ndarray, bias: np.ndarray, neuron: Neuron, *, T: int) -> tuple[np.ndarray, np.ndarray]:
-    """Spikes uint8 and membranes int64, both [T, ...], of neurons that receive current [L, ...] in their first L steps.
+    """Spikes uint8 and membranes int32, both [T, ...], of neurons that receive current [L, ...] in their first L steps.
 
     bias broadcasts to the current's trailing axes. The equation is this file's; the membrane is before its reset.
+    All in int32, as Lava has it: a current so large that it leaves 24 bits even after it wrapped once stays outside.
     """
-    u = np.zeros(current.shape[1:], np.int64)
+    u = np.zeros(current.shape[1:], np.int32)
     v = np.zeros_like(u)
     spikes = np.zeros((T, *u.shape), np.uint8)
-    membrane = np.zeros((T, *u.shape), np.int64)
+    membrane = np.zeros((T, *u.shape), np.int32)
+    charge = bias.astype(np.int32) << FRACTION_BITS
     for t in range(T):
-        a = current[t] if t < len(current) else 0
-        u = _decay(u, neuron.iDecay) + (a << FRACTION_BITS)
+        u = _decay(u, neuron.iDecay)
+        if t < len(current):
+            u += current[t].astype(np.int32) << FRACTION_BITS
         u = np.where(u > STATE_MAX, u - 2 * STATE_MAX, np.where(u <= -STATE_MAX, u + 2 * STATE_MAX, u))
-        v = _decay(v, neuron.vDecay) + u + (bias << FRACTION_BITS)
-        v = np.clip(v, 1 - STATE_MAX, STATE_MAX - 1)
+        v = np.clip(_decay(v, neuron.vDecay) + u + charge, 1 - STATE_MAX, STATE_MAX - 1)
         fired = v > neuron.vThMant << FRACTION_BITS
         spikes[t], membrane[t] = fired, v
-        v = np.where(fired, 0, v)
+        v[fired] = 0
     return spikes, membrane
 
 
 def _decay(state: np.ndarray, decay: int) -> np.ndarray:
-    """state * (4096 - decay) / 4096, rounded toward zero."""
-    return np.sign(state) * (np.abs(state) * (4096 - decay) >> 12)
+    """state * (4096 - decay) / 4096, rounded toward zero, int32."""
+    if decay == DECAY_UNITY:
+        return np.zeros_like(state)
+    return (np.sign(state) * (np.abs(state.astype(np.int64)) * (DECAY_UNITY - decay) >> 12)).astype(np.int32)

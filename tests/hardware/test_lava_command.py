@@ -8,6 +8,7 @@ import pytest
 
 from hardware import netx, netx_sim
 from hardware.lava import __main__ as command
+from hardware.net import InputLayer, Net
 
 
 @pytest.mark.lava
@@ -29,6 +30,42 @@ def test_the_command_prints_rates_and_classes_and_writes_spikes(
         assert sorted(arrays) == sorted([*(f"spikes/{name}" for name in expected.names), "v_out"])
         np.testing.assert_array_equal(arrays["spikes/block.conv"], expected.spikes[1])
         np.testing.assert_array_equal(arrays["v_out"], expected.v_out)
+
+
+@pytest.mark.lava
+def test_labels_give_the_accuracy_from_the_output_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    net = netmaker.random_net(10)
+    images = netmaker.images(10, net, 20)
+    classes = netx_sim.simulate(net, images).v_out[-1].argmax(axis=1)
+    labels = np.where(np.arange(20) < 7, (classes + 1) % 5, classes)
+    netx.write(net, tmp_path / "a.net")
+    for name, array in (("x", images), ("y", labels)):
+        np.save(tmp_path / f"{name}.npy", array)
+    files = [str(tmp_path / name) for name in ("a.net", "x.npy", "y.npy")]
+    assert command.cli([files[0], "--images", files[1], "--labels", files[2], "--record", "output"]) == 0
+    printed = capsys.readouterr()
+    assert "accuracy by the logits: 0.6500 (13 of 20)" in printed.out
+    assert "head" in printed.out
+    assert "stem" not in printed.out
+    assert not printed.err  # progress is for terminals
+
+
+def test_a_readout_that_fires_is_read_by_its_spikes() -> None:
+    spikes = np.array([[[1, 0, 1], [0, 0, 1]], [[1, 0, 0], [0, 1, 1]]], np.uint8)  # [T, B, N]
+    run = netx_sim.Run(names=("head",), spikes=(spikes,), v_out=np.array([[[0, 9, 0]] * 2] * 2))
+    found, source = command.classes(netmaker.random_net(0), run)
+    assert (found.tolist(), source) == ([0, 2], "number of spikes")
+    silent = netx_sim.Run(names=("head",), spikes=(0 * spikes,), v_out=run.v_out)
+    assert command.classes(netmaker.random_net(0), silent)[0].tolist() == [1, 1]
+
+
+def test_the_report_says_what_an_input_layer_with_neurons_asks_for() -> None:
+    first = InputLayer(shape=(4,), neuron=netmaker.readout(), weight=36, bias=-5)
+    head = netmaker.dense(np.random.default_rng(0), "head", 4, 3, neuron=netmaker.readout())
+    net = Net(layers=(first, head), meta={"T": 2})
+    report = command.report(net, netx_sim.simulate(net, np.ones((2, 4), int)))
+    assert "for data x the file asks for 36 * x + -5" in report
+    assert "input            4  firing rate 0.0000" in report
 
 
 @pytest.mark.parametrize(
