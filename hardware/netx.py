@@ -1,8 +1,8 @@
 """The .net file: Intel's netx format (HDF5), read, checked and written.
 
 `lava.lib.dl.netx.hdf5.Network` reads what `write` writes. netx skips what it does not know and truncates what does not
-fit; `read` and `check` refuse both. What the file adds to netx's format are attributes that netx ignores: `tserve`
-(JSON, Net.meta) on the root and `name` on every layer.
+fit; `read` and `check` refuse both. What the file adds to netx's format is ignored by netx: the dataset `tserve` (JSON,
+Net.meta) beside `layer`, and the attribute `name` of every layer.
 """
 
 import json
@@ -47,9 +47,6 @@ __all__ = [
     "write",
 ]
 
-META_BYTES = 60_000
-"""HDF5 keeps an attribute in an object header of at most 64 KiB."""
-
 NO_LAYER = {
     "pool": "write max pooling as a convolution with groups=C, fold average pooling into the next layer",
     "average": "fold it into the next layer's weights",
@@ -63,16 +60,14 @@ def write(net: Net, path: str | Path) -> None:
     """Write a Net that fits the chip, or raise NetxError. The file appears complete or not at all."""
     check(net)
     try:
-        meta = json.dumps(dict(net.meta), allow_nan=False)
+        meta = json.dumps(dict(net.meta), allow_nan=False, separators=(",", ":"))
     except (TypeError, ValueError) as error:
         raise NetxError(f"meta is not JSON: {error}") from error
-    if len(meta) > META_BYTES:
-        raise NetxError(f"meta is {len(meta)} bytes of JSON, at most {META_BYTES} fit the file; leave something out")
     path = Path(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with h5py.File(part, "w") as file:
-            file.attrs["tserve"] = meta
+            file["tserve"] = meta
             for index, layer in enumerate(net.layers):
                 _write_layer(file.create_group(f"layer/{index}"), layer)
         os.replace(part, path)
@@ -132,12 +127,14 @@ def read(path: str | Path) -> Net:
 
 
 def _read_meta(file: h5py.File) -> dict[str, Any]:
+    if "tserve" not in file:
+        return {}
     try:
-        meta = json.loads(file.attrs.get("tserve", "{}"))
-    except (TypeError, ValueError) as error:
-        raise NetxError(f"its attribute 'tserve' is not JSON: {error}") from error
+        meta = json.loads(_text(file, "tserve", "the file"))
+    except ValueError as error:  # a NetxError, too, is one
+        raise NetxError(f"its dataset 'tserve' is not JSON: {error}") from error
     if not isinstance(meta, dict):
-        raise NetxError("its attribute 'tserve' is not a JSON object")
+        raise NetxError("its dataset 'tserve' is not a JSON object")
     return meta
 
 
@@ -229,7 +226,7 @@ def _text(group: h5py.Group, key: str, where: str) -> str:
     value = _dataset(group, key, where).reshape(-1)
     if value.size != 1 or not isinstance(value[0], bytes):
         raise NetxError(f"{where}: {key} is {value.tolist()}, must be one string")
-    return value[0].decode("ascii", "replace")
+    return value[0].decode("utf-8", "replace")
 
 
 def _integers(group: h5py.Group, key: str, where: str) -> np.ndarray:
