@@ -13,7 +13,6 @@ import functools
 import importlib
 import json
 import logging
-import multiprocessing
 import os
 import select
 import signal
@@ -231,11 +230,15 @@ def guard() -> None:
     """
 
     def watch() -> None:
-        seen: set[multiprocessing.process.BaseProcess] = set()
         while not select.select([0], [], [], POLL_S)[0]:
-            seen.update(multiprocessing.active_children())
-            if failed := [process.exitcode for process in seen if process.exitcode]:
-                print(f"one of Lava's processes ended with exit status {failed[0]}", file=sys.stderr, flush=True)
+            try:
+                # Only a look (WNOWAIT): the status is for Lava's own join, which fails if it is taken from under it.
+                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:  # between two jobs
+                continue
+            if ended is not None and ended.si_status != 0:
+                status = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status  # by a signal
+                print(f"one of Lava's processes ended with exit status {status}", file=sys.stderr, flush=True)
                 os._exit(1)
         os.killpg(0, signal.SIGTERM)
 
