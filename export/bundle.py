@@ -67,6 +67,11 @@ def main(config: BundleConfig) -> Result:
     from train.record import atomic, write_json
 
     checkpoint = Checkpoint.load_student(config.checkpoint)
+    if checkpoint.net.event:
+        raise ValueError(
+            f"{config.checkpoint}: this student was trained on frames of events [T, B, C, H, W], and a bundle is "
+            "served on images; export it with python -m export.to_loihi"
+        )
     out = config.out or config.checkpoint.parent / "bundle"
     if out.exists() and not (out / "bundle.json").is_file():
         raise ValueError(f"{out}: exists and is not a bundle; it is not replaced, give another --out")
@@ -79,9 +84,16 @@ def main(config: BundleConfig) -> Result:
         evaluation = evaluate.main(evaluate.EvaluateConfig(**common, out=new, device="cpu"))
         print("writing and verifying the ONNX model", flush=True)
         onnx = to_onnx.main(to_onnx.OnnxConfig(**common, out=new / "model.onnx", samples=config.samples))
+        print("writing and verifying the NIR file", flush=True)
+        nir = write_nir(common, new / "student.nir")
         print("counting operations", flush=True)
         counted = energy.main(energy.EnergyConfig(**common, out=new, samples=config.samples)).report
-        verification = {"onnx": onnx.verdict.to_json(), "onnx_evaluator": onnx.evaluated.to_json(), "netx": netx}
+        verification = {
+            "onnx": onnx.verdict.to_json(),
+            "onnx_evaluator": onnx.evaluated.to_json(),
+            "netx": netx,
+            "nir": nir,
+        }
         write_json(new / "verify.json", verification)
         about = {
             **describe(checkpoint, onnx.metadata, evaluation, counted, name=config.name),
@@ -103,7 +115,7 @@ def main(config: BundleConfig) -> Result:
 def write_netx(config: BundleConfig, path: Path) -> dict[str, Any]:
     """Write the .net file and return what its JSON says, or {"unsupported": reason} where Loihi cannot express it."""
     from export import to_loihi
-    from export.quantize import NotForLoihi
+    from export.prepare import NotForLoihi
 
     try:
         return to_loihi.main(
@@ -116,6 +128,17 @@ def write_netx(config: BundleConfig, path: Path) -> dict[str, Any]:
             )
         )
     except NotForLoihi as reason:
+        return {"unsupported": str(reason)}
+
+
+def write_nir(common: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Write the NIR file and return what its JSON says, or {"unsupported": reason} where NIR cannot express it."""
+    from export import to_nir
+    from export.lower import UnsupportedLayer
+
+    try:
+        return to_nir.main(to_nir.NirConfig(**common, out=path)).report
+    except UnsupportedLayer as reason:
         return {"unsupported": str(reason)}
 
 

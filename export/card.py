@@ -45,18 +45,36 @@ def summary_rows(
     ]
     for key in ("onnx", "onnx_evaluator"):
         rows.append(verdict_row("ONNX", verification[key]))
-    netx = verification["netx"]
+    return [*rows, *netx_rows(verification["netx"]), *nir_rows(verification["nir"])]
+
+
+def netx_rows(netx: dict[str, Any]) -> list[tuple[str, str]]:
+    """The .net file: whether it was verified, and what it is worth on the chip."""
     if "unsupported" in netx:
-        rows.append(("Loihi (netx)", f"not expressible: {netx['unsupported']}"))
-        return rows
-    if netx["verify"] is None:
-        rows.append(("Loihi (netx)", "written, not verified (--verify none)"))
-    else:
-        rows.append(verdict_row("Loihi (netx)", netx["verify"]))
-    accuracy = netx["accuracy"]
+        return [("Loihi (netx)", f"not expressible: {netx['unsupported']}")]
+    accuracy, mapping = netx["accuracy"], netx["mapping"]
+    verified = ("Loihi (netx)", "written, not verified (--verify none)")
+    if netx["verify"] is not None:
+        verified = verdict_row("Loihi (netx)", netx["verify"])
     both = f"{percent(accuracy['integer'])} (float {percent(accuracy['float'])})"
-    rows.append(("  accuracy as integers", f"{both}, {accuracy['images']} images"))
+    chips = f"{mapping['chips']} chip{'s' * (mapping['chips'] > 1)}"
+    rows = [
+        verified,
+        ("  accuracy as integers", f"{both}, {accuracy['images']} images"),
+        ("  place on the chip", f"{mapping['cores']} cores, {chips} {mapping['chip']} (a model of the placement)"),
+    ]
+    if netx["cost"]:
+        cost = netx["cost"]["per_image"]
+        energy = f"{joules(cost['energy_J'])} of operations at Loihi 1's prices"
+        rows.append(("  an image (estimate)", f"{energy}, {cost['time_s'] * 1e3:.2f} ms in a stream"))
     return rows
+
+
+def nir_rows(nir: dict[str, Any]) -> list[tuple[str, str]]:
+    """The NIR file."""
+    if "unsupported" in nir:
+        return [("NIR", f"not expressible: {nir['unsupported']}")]
+    return [verdict_row("NIR", nir["verify"])]
 
 
 def neurons(net: Any) -> str:

@@ -3,12 +3,15 @@
 An integer graph is a Graph whose Input is a QuantizedInput, whose Conv and Dense nodes hold integers and whose neurons
 are IntegerLIF nodes. The .net file and the int8 ONNX model are written from it, so a server and the chip give the same
 spikes. Source of the arithmetic: Lava's fixed-point models (PyLifResetModelBitAcc), see hardware/netx_sim.py.
+
+export/execute.py computes it.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from export import graph as g
 
@@ -35,85 +38,39 @@ class IntegerLIF(g.Node):
 
     v[t] = clip(trunc(v[t-1] * (4096 - v_decay) / 4096) + 64 a[t], -(2^23 - 1), 2^23 - 1)
     s[t] = 1 if v[t] > 64 * threshold else 0;  v[t] = 0 if s[t];  v[0] = 0 before the first step
-    a is the sum of the synapse and its bias. It fires above the threshold, not at it.
+    a is the sum of the synapses and their bias. It fires above the threshold, not at it.
     """
 
     v_decay: int
     threshold: int
 
 
-def run(graph: g.Graph, images: np.ndarray) -> dict[str, np.ndarray]:
-    """Every node's integers [T or 1, B, *shape] for images [B, C, H, W] in [0, 1]; sums are checked to be exact."""
-    return run_integers(graph, quantize_images(graph.input, images))
-
-
 def quantize_images(node: g.Node, images: np.ndarray) -> np.ndarray:
-    """The integers [B, C, H, W] that the chip is sent for images in [0, 1]; node: the QuantizedInput."""
+    """The integers [..., C, H, W] that the chip is sent for images in [0, 1]; node: the QuantizedInput."""
     assert isinstance(node, QuantizedInput)
     column = (slice(None), None, None)
     x = (images.astype(np.float64) - node.mean[column]) / node.std[column]
     return np.clip(np.rint(x * node.scale), -node.limit, node.limit).astype(np.int64)
 
 
-def run_integers(graph: g.Graph, pixels: np.ndarray) -> dict[str, np.ndarray]:
-    """Like `run`, from the integers that the chip is sent."""
-    values = {graph.input.name: pixels[None]}
-    for node in graph.nodes[1:]:
-        values[node.name] = step(node, values[node.inputs[0]], graph.T)
-    return values
-
-
-def step(node: g.Node, x: np.ndarray, T: int) -> np.ndarray:
-    """The integers [T or 1, B, *node.shape] of one node."""
-    match node:
-        case g.Conv():
-            return convolve(node, x) + node.bias[:, None, None]
-        case g.Dense():
-            dtype = exact_float(node.weight, x)
-            return (x.astype(dtype) @ node.weight.astype(dtype).T).astype(np.int64) + node.bias
-        case IntegerLIF():
-            return lif(np.broadcast_to(x, (T, *x.shape[1:])), v_decay=node.v_decay, threshold=node.threshold)
-        case g.Flatten():
-            return x.reshape(*x.shape[:2], -1)
-    raise TypeError(f"{node.name}: the integer network has no {type(node).__name__}")
-
-
-def convolve(node: g.Conv, x: np.ndarray) -> np.ndarray:
-    """The convolution of integers x [L, B, C, H, W] without its bias, [L, B, *node.shape]."""
-    dtype = exact_float(node.weight, x)
-    # NNPACK, which torch takes where it has no oneDNN, multiplies by fractions (Winograd) and misses integers.
-    with torch.backends.nnpack.flags(enabled=False):
-        y = torch.conv2d(
-            torch.from_numpy(x.reshape(-1, *x.shape[2:]).astype(dtype)),
-            torch.from_numpy(node.weight.astype(dtype)),
-            stride=node.stride,
-            padding=node.padding,
-            groups=node.groups,
-        )
-    return y.numpy().reshape(*x.shape[:2], *node.shape).astype(np.int64)
-
-
-def exact_float(weight: np.ndarray, x: np.ndarray) -> type[np.floating]:
-    """The float type in which torch and BLAS sum weight * x exactly: float32 below 2^24, else float64."""
-    largest = int(np.abs(weight.reshape(len(weight), -1)).sum(1).max()) * int(np.abs(x).max(initial=0))
-    return np.float32 if largest < EXACT_FLOAT32 else np.float64
-
-
-def lif(a: np.ndarray, *, v_decay: int, threshold: int) -> np.ndarray:
-    """Spikes of IntegerLIF for currents a [T, ...]."""
-    v = np.zeros_like(a[0])
-    spikes = np.zeros(a.shape, np.uint8)
-    for t, current in enumerate(a):
-        kept = v * (2**DECAY_BITS - v_decay)
-        kept = np.sign(kept) * (np.abs(kept) >> DECAY_BITS)  # towards zero
-        v = np.clip(kept + (current << FRACTION_BITS), -V_LIMIT, V_LIMIT)
-        fired = v > threshold << FRACTION_BITS
+def lif(a: Tensor, *, v_decay: int, threshold: int) -> Tensor:
+    """Spikes (0 or 1, float32) of IntegerLIF for currents a [T, ...], integers in floats."""
+    kept, dtype = 2**DECAY_BITS - v_decay, membrane_type(a, v_decay)
+    v = torch.zeros(a.shape[1:], dtype=dtype, device=a.device)
+    spikes = torch.empty(a.shape, dtype=torch.float32, device=a.device)
+    for t in range(len(a)):
+        v = v.mul_(kept / 2**DECAY_BITS).trunc_().add_(a[t].to(dtype), alpha=2**FRACTION_BITS)
+        v = v.clamp_(-V_LIMIT, V_LIMIT)
+        fired = v > threshold * 2**FRACTION_BITS
         spikes[t] = fired
-        v = np.where(fired, 0, v)
+        v = v.masked_fill_(fired, 0)
     return spikes
 
 
-def logits(graph: g.Graph, values: dict[str, np.ndarray]) -> np.ndarray:
-    """The integer logits [T, B, K] of each step; the network's are these divided by the readout's scale."""
-    last = values[graph.output.name]
-    return np.broadcast_to(last, (graph.T, *last.shape[1:]))
+def membrane_type(a: Tensor, v_decay: int) -> torch.dtype:
+    """The float type that holds every membrane exactly that currents a [T, ...] can lead to, and its decay."""
+    kept = 2**DECAY_BITS - v_decay
+    largest = 2**FRACTION_BITS * len(a) * int(a.detach().abs().max()) if a.numel() else 0
+    # The product before the shift must be exact. It is a power of two times an odd number times the membrane.
+    odd = kept // (kept & -kept) if kept else 1
+    return torch.float32 if largest * odd < EXACT_FLOAT32 else torch.float64

@@ -1,10 +1,12 @@
 """`python -m export.to_loihi CKPT`: quantise a student, check the chip's limits, write netx, prove it in Lava.
 
 The .net file is written aside, read back, run on real images and held against the integer twin, bit for bit; only then
-does it get its name. What the twin's accuracy is on the whole test split stands in the JSON beside it.
+does it get its name. The JSON beside it says what the file holds, what it was measured to do, and what it is expected
+to cost. `--finetune N` first trains the student for N epochs as the chip computes it (export/finetune.py).
 """
 
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,11 +26,22 @@ class LoihiConfig:
     out: Path | None = None
     """The .net file to write; default: student.net beside the checkpoint."""
     samples: int = 16
-    """Test images on which the file is run and compared."""
+    """Test images on which the file is run and compared, step by step and layer by layer."""
     calibration: int = 64
     """Training images on which the integer scales are chosen."""
+    test_images: int = 1000
+    """Test images on which the accuracy as integers is measured, the first ones; 0: all."""
     verify: Literal["lava", "reference", "none"] = "lava"
     """lava: Lava's fixed-point simulator; reference: our numpy model of it; none: write without running."""
+    finetune: int = 0
+    """Epochs of training with the integer network in the forward pass; the result is student.finetuned.pt."""
+    finetune_lr: float = 0.001
+    """Peak learning rate of the fine-tuning."""
+    teacher: str | None = None
+    """Teacher of the fine-tuning; default: the one that the student was distilled from where its file is still in its
+    place, otherwise the student itself."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the integer network is fine-tuned and its accuracy measured; auto takes a GPU where there is one."""
     data_root: Path | None = None
     """Where data sets live; default: the environment variable TSERVE_DATA, else where it was trained from."""
 
@@ -36,61 +49,112 @@ class LoihiConfig:
         for name in ("samples", "calibration"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("test_images", "finetune"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not self.finetune_lr > 0:
+            raise ValueError(f"finetune_lr must be greater than 0, got {self.finetune_lr}")
+        if self.teacher is not None and not self.finetune:
+            raise ValueError("--teacher is for fine-tuning; say for how many epochs: --finetune N")
 
 
 def main(config: LoihiConfig) -> dict[str, Any]:
     """Export, verify and measure; return what student.net.json says. Its "ok" is None where nothing was verified.
 
-    Raises NotForLoihi (a ValueError) for a student that netx cannot express, NotVerified where the file does not do
-    what the integer twin does; nothing is written then.
+    Raises NotForLoihi (a ValueError) for a student that netx cannot express, MappingError (another) for one that no
+    number of cores can hold, NotVerified where the file does not do what the integer twin does; nothing is written
+    then.
     """
-    from export import netx_build
+    from export import loihi_report, netx_build
     from export.images import real_images
     from export.lower import lower
-    from export.quantize import prepare, quantize
+    from export.prepare import prepare
+    from export.quantize import quantize
+    from export.scales import rebuild
+    from export.sequence import sequence
     from export.verify_netx import verify_netx
-    from hardware import lava, netx
+    from hardware import chip, lava, netx
+    from hardware.mapping import place
     from hardware.net import Limits, check
     from train.checkpoint import Checkpoint
-    from train.record import atomic, versions, write_json
+    from train.metrics import pick_device
+    from train.record import atomic, write_json
 
+    device = pick_device(config.device)
     checkpoint = Checkpoint.load_student(config.checkpoint)
     graph = lower(checkpoint)
-    prepare(graph)  # what cannot be expressed is reported before any data is read
+    sequence(prepare(graph))  # what cannot be expressed is reported before any data is read
     if config.verify == "lava":
         lava.python()  # and so is a simulator that is not there
     calibration = real_images(checkpoint, split="train", limit=config.calibration, root=config.data_root)
-    test = real_images(checkpoint, split="test", root=config.data_root)
+    test = real_images(checkpoint, split="test", limit=config.test_images or None, root=config.data_root)
     limits = Limits.load("loihi2")
     twin, scales = quantize(graph, calibration.images, limits)
-    net = netx_build.to_net(twin, scales, labels=checkpoint.labels, checkpoint_sha256=checkpoint.sha256)
-    check(net, limits)
     out = config.out or config.checkpoint.parent / "student.net"
-    report: dict[str, Any] = {
-        "format": 1,
-        "file": out.name,
-        "checkpoint_sha256": checkpoint.sha256,
-        "chip": limits.chip,
-        "T": graph.T,
-        "window": net.meta["window"],
-        "scales": net.meta["scales"],
-        "layers": netx_build.describe(net),
-        "calibration": calibration.describe(),
-        "accuracy": netx_build.accuracies(checkpoint, twin, test),
-        "verify": None,
-        "ok": None,
-        "versions": versions(),
-    }
-    with atomic(out) as new:
+    accuracy = loihi_report.float_accuracy(checkpoint, test, device=device)
+    with ExitStack() as files:
+        tuned = None
+        if config.finetune:
+            accuracy["integer_before"] = loihi_report.integer_accuracy(twin, test, device=device)
+            path = files.enter_context(atomic(finetuned_path(out)))
+            tuned, checkpoint, scales = finetuned(config, checkpoint, graph, scales, path, device=device)
+            twin = rebuild(prepare(lower(checkpoint)), scales)
+        net = netx_build.to_net(twin, scales, labels=checkpoint.labels, checkpoint_sha256=checkpoint.sha256)
+        check(net, limits)
+        placed = place(net, chip.load(limits.chip))
+        accuracy["integer"] = loihi_report.integer_accuracy(twin, test, device=device)
+        new = files.enter_context(atomic(out))
         netx.write(net, new)
+        verified = None
         if config.verify != "none":
-            verdict = verify_netx(checkpoint, new, test.images[: config.samples], engine=config.verify, name=out.name)
-            report |= {"verify": verdict.to_json(), "ok": verdict.ok}
-            if not verdict.ok:
-                raise NotVerified(verdict)
-            print(verdict)
-    write_json(out.with_name(out.name + ".json"), report)
+            rows = slice(config.samples)
+            verified = verify_netx(checkpoint, new, test.batch(rows), engine=config.verify, name=out.name)
+            if not verified.verdict.ok:
+                raise NotVerified(verified.verdict)
+            print(verified.verdict)
+        report = loihi_report.report(
+            net,
+            file=out.name,
+            placed=placed,
+            calibration=calibration,
+            test=test,
+            accuracy=accuracy,
+            verified=verified,
+            samples=loihi_report.on_samples(checkpoint, twin, test, verified),
+            finetuned=tuned,
+        )
+        write_json(out.with_name(out.name + ".json"), report)
     return report
+
+
+def finetuned_path(out: Path) -> Path:
+    """Where the fine-tuned checkpoint of a .net file stands."""
+    return out.with_name(f"{out.stem}.finetuned.pt")
+
+
+def finetuned(config: LoihiConfig, checkpoint: Any, graph: Any, scales: Any, path: Path, *, device: str) -> Any:
+    """What is said about the fine-tuning, the fine-tuned student, written to `path`, and its scales."""
+    from export import finetune
+    from export.prepare import prepare
+    from train.checkpoint import Checkpoint
+    from train.evaluate import dataset_of
+
+    dataset = dataset_of(checkpoint, root=config.data_root)
+    settings = finetune.FinetuneConfig(epochs=config.finetune, lr=config.finetune_lr)
+    teacher, taught_by = finetune.find_teacher(config.teacher, config.checkpoint, checkpoint, dataset)
+    print(f"fine-tuning for {config.finetune} epochs under {taught_by}")
+    student, scales = finetune.finetune(
+        checkpoint, graph, prepare(graph), scales, dataset=dataset, teacher=teacher, config=settings, device=device
+    )
+    student.save(path)
+    student = Checkpoint.load_student(path)
+    about = {
+        "file": finetuned_path(config.out or config.checkpoint.parent / "student.net").name,
+        "from_sha256": checkpoint.sha256,
+        "teacher": taught_by,
+        **finetune.as_json(settings),
+    }
+    return about, student, scales
 
 
 @judged
@@ -98,21 +162,15 @@ def command(argv: list[str]) -> int:
     """Parse, export, print the table; 1 where verification failed."""
     config = cli.parse(LoihiConfig, argv=argv, prog="python -m export.to_loihi", description=__doc__ or "")
     report = main(config)
-    print(f"\n{'layer':<28} {'shape':>14} {'weights':>10} {'bias max':>9} {'vThMant':>8} {'vDecay':>7}")
-    for row in report["layers"]:
-        shape = "x".join(map(str, row["shape"]))
-        print(
-            f"{row['name']:<28} {shape:>14} {row['weights']:>10,} {row['bias_max']:>9} "
-            f"{row['vThMant']:>8} {row['vDecay']:>7}"
-        )
-    accuracy = report["accuracy"]
-    both = f"float {accuracy['float']:.2%}, as integers {accuracy['integer']:.2%}"
-    print(f"accuracy on {accuracy['images']} test images: {both}")
-    if report["ok"] is None:
-        print("not verified (--verify none)")
+    from export.loihi_report import table
+
+    print(table(report))
     out = config.out or config.checkpoint.parent / "student.net"
-    print(f"\nwritten: {out}, {out.name}.json")
-    print(f"next:    python -m export.verify {config.checkpoint} {out}")
+    files = [str(out), f"{out.name}.json", *([report["finetuned"]["file"]] if report["finetuned"] else [])]
+    print(f"\nwritten: {', '.join(files)}")
+    source = finetuned_path(out) if report["finetuned"] else config.checkpoint
+    print(f"next:    python -m export.verify {source} {out}")
+    print(f"         python -m hardware.mapping {out}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""`python -m export.verify CKPT FILE`: hold an exported .onnx or .net against its checkpoint on real images.
+"""`python -m export.verify CKPT FILE`: hold an exported .onnx, .net or .nir against its checkpoint on real images.
 
 Spikes are steps, so rounding flips some of them and `allclose` proves nothing. What is judged instead: how many spikes
 of which layer flip, whether the answers agree, and where the first difference is. A .net must be equal to the last bit
@@ -165,6 +165,14 @@ def location(layer: str, differs: np.ndarray) -> dict[str, Any]:
     return {"layer": layer, "step": step + 1, "image": image}
 
 
+ENGINES: dict[str, tuple[str, ...]] = {
+    ".onnx": ("onnxruntime", "onnx"),
+    ".net": ("lava", "reference"),
+    ".nir": ("nir",),
+}
+"""What can run a file, by its suffix; the first is taken unless told otherwise."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class VerifyConfig:
     """Hold an exported file against its checkpoint on real images."""
@@ -172,11 +180,12 @@ class VerifyConfig:
     checkpoint: Annotated[Path, Positional]
     """The student.pt that the file was exported from."""
     file: Annotated[Path, Positional]
-    """The .onnx or .net file."""
+    """The .onnx, .net or .nir file."""
     samples: int | None = None
-    """Test images; default: 256 for .onnx, 16 for .net."""
-    engine: Literal["auto", "onnxruntime", "onnx", "lava", "reference"] = "auto"
-    """What runs the file: onnxruntime or onnx (its reference evaluator) for .onnx; lava or reference for .net."""
+    """Test images; default: 256 for .onnx, 16 for .net and .nir."""
+    engine: Literal["auto", "onnxruntime", "onnx", "lava", "reference", "nir"] = "auto"
+    """What runs the file: onnxruntime or onnx (its reference evaluator) for .onnx; lava or reference for .net; our
+    executor of NIR nodes, nir, for .nir."""
     data_root: Path | None = None
     """Where data sets live; default: the environment variable TSERVE_DATA, else where it was trained from."""
     out: Path | None = None
@@ -193,10 +202,9 @@ def main(config: VerifyConfig) -> Verdict:
     from train.checkpoint import Checkpoint
     from train.record import write_json
 
-    engines: dict[str, tuple[str, ...]] = {".onnx": ("onnxruntime", "onnx"), ".net": ("lava", "reference")}
-    allowed = engines.get(config.file.suffix)
+    allowed = ENGINES.get(config.file.suffix)
     if allowed is None:
-        raise ValueError(f"{config.file}: the suffix must be .onnx or .net")
+        raise ValueError(f"{config.file}: the suffix must be {', '.join(ENGINES)}")
     if config.engine not in ("auto", *allowed):
         raise ValueError(f"--engine {config.engine} does not run {config.file.suffix}; use {' or '.join(allowed)}")
     if not config.file.is_file():
@@ -205,14 +213,19 @@ def main(config: VerifyConfig) -> Verdict:
     checkpoint = Checkpoint.load_student(config.checkpoint)
     samples = config.samples or (256 if config.file.suffix == ".onnx" else 16)
     real = real_images(checkpoint, split="test", limit=samples, root=config.data_root)
-    if config.file.suffix == ".onnx":
-        from export.verify_onnx import verify_onnx
+    match config.file.suffix:
+        case ".onnx":
+            from export.verify_onnx import verify_onnx
 
-        verdict = verify_onnx(checkpoint, config.file, real.images, engine=engine)
-    else:
-        from export.verify_netx import verify_netx
+            verdict = verify_onnx(checkpoint, config.file, real.images, engine=engine)
+        case ".net":
+            from export.verify_netx import verify_netx
 
-        verdict = verify_netx(checkpoint, config.file, real.images, engine=engine)
+            verdict = verify_netx(checkpoint, config.file, real.images, engine=engine).verdict
+        case _:
+            from export.verify_nir import verify_nir
+
+            verdict, _ = verify_nir(checkpoint, config.file, real.images)
     report = {**verdict.to_json(), "on": real.describe(), "checkpoint_sha256": checkpoint.sha256}
     write_json(config.out or config.checkpoint.parent / "verify.json", report)
     return verdict

@@ -1,20 +1,32 @@
 """Hold a .net file against the integer twin of its checkpoint: every spike and every logit, bit for bit."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from export import execute, integer
 from export import graph as g
-from export import integer
 from export.lower import lower
-from export.netx_build import to_net
-from export.quantize import Scales, prepare, rebuild
+from export.netx_build import FORMAT, to_net
+from export.prepare import prepare
+from export.scales import Scales, rebuild
 from export.verify import EXACT, NotVerified, Run, Verdict, compare
 from hardware import lava, netx, netx_sim
 from hardware.net import Net, NetxError
 from train.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Verified:
+    """What a comparison found, and what the file did: `sent`, the integers of the images, and a run of all layers."""
+
+    verdict: Verdict
+    sent: np.ndarray
+    run: netx_sim.Run
+    logits: np.ndarray
+    """[T, N, K], integers."""
 
 
 def verify_netx(
@@ -24,8 +36,8 @@ def verify_netx(
     *,
     engine: Literal["lava", "reference"],
     name: str | None = None,
-) -> Verdict:
-    """Run the file on images [N, C, H, W] in [0, 1] and compare.
+) -> Verified:
+    """Run the file on images [N, C, H, W] in [0, 1] (or frames [T, N, C, H, W]) and compare every step of every LIF.
 
     The twin is made from the checkpoint under the scales that stand in the file.
     Raises NetxError (a ValueError) for a file that TSERve did not write from this checkpoint, LavaMissing (another)
@@ -43,19 +55,19 @@ def verify_netx(
             raise NotVerified(f"{name}: {failure}") from failure
     else:
         ran, engine_name = netx_sim.simulate(net, pixels, T=twin.T), "the numpy model of netx"
-    values = integer.run_integers(twin, pixels)
-    lifs = [node for node in twin if isinstance(node, integer.IntegerLIF)]
-    wanted = Run(spikes={n.name: values[n.name] for n in lifs}, logits=integer.logits(twin, values))
+    values = execute.run_integers(twin, pixels)
+    places = own.meta["lif_layers"]
+    wanted = Run(spikes={lif: values[lif] for lif in places}, logits=execute.logits(twin, values))
     got = Run(
-        spikes={n.name: spikes for n, spikes in zip(lifs, ran.spikes[: len(lifs)], strict=True)},
+        spikes={lif: ran.spikes[layer][:, :, start:stop] for lif, (layer, start, stop) in places.items()},
         logits=step_logits(ran.v_out),
     )
     verdict = compare(wanted, got, EXACT, file=name, reference="the checkpoint's integer twin", engine=engine_name)
     changed = altered_layer(net, own)
     if verdict.ok and changed:
         # These images do not show it, others would.
-        return replace(verdict, ok=False, first_difference={"layer": changed, "step": "none", "image": None})
-    return verdict
+        verdict = replace(verdict, ok=False, first_difference={"layer": changed, "step": "none", "image": None})
+    return Verified(verdict=verdict, sent=pixels, run=ran, logits=got.logits)
 
 
 def altered_layer(net: Net, own: Net) -> str | None:
@@ -80,8 +92,17 @@ def twin_of(checkpoint: Checkpoint, net: Net, name: str) -> tuple[g.Graph, Net]:
         raise NetxError(f"{name}: TSERve did not write this file (no scales inside), so nothing says what it should do")
     if net.meta.get("checkpoint_sha256") != checkpoint.sha256:
         raise NetxError(f"{name}: it was exported from another checkpoint; export again with python -m export.to_loihi")
-    twin = rebuild(prepare(lower(checkpoint)), Scales(input=scales["input"], layers=scales["layers"]))
-    own = to_net(twin, Scales(**scales), labels=checkpoint.labels, checkpoint_sha256=checkpoint.sha256)
+    if net.meta.get("format") != FORMAT:
+        raise NetxError(
+            f"{name}: format {net.meta.get('format')!r}, this version reads {FORMAT}; export again with "
+            "python -m export.to_loihi"
+        )
+    try:
+        recorded = Scales(**scales)
+    except TypeError as error:
+        raise NetxError(f"{name}: its scales are not TSERve's ({error})") from error
+    twin = rebuild(prepare(lower(checkpoint)), recorded)
+    own = to_net(twin, recorded, labels=checkpoint.labels, checkpoint_sha256=checkpoint.sha256)
     if [layer.name for layer in own.layers] != [layer.name for layer in net.layers]:
         raise NetxError(f"{name}: its layers are not the checkpoint's")
     return twin, own

@@ -171,14 +171,14 @@ def test_a_model_that_fails_its_verification_is_status_1_and_no_bundle(
 def test_a_student_that_loihi_cannot_express_is_bundled_with_the_reason(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = write_checkpoint(tmp_path / "student.pt", NetConfig(name="resnet18", width=0.05, T=2))
+    path = write_checkpoint(tmp_path / "student.pt", NetConfig(width=0.1, T=2, v_reset=-0.5))
     assert command.command([str(path), "--samples", "8", "--gallery", "3"]) == 0
     bundle = tmp_path / "bundle"
     printed = capsys.readouterr().out
     assert "TSERVE_BUNDLE=" in printed
     assert f"python -m serve.demo {bundle}" in printed
     reason = read(bundle, "verify")["netx"]["unsupported"]
-    assert reason.startswith("body.layer1.0.add: ")
+    assert reason.startswith("body.act1: the chip resets to 0, v_reset is -0.5")
     assert reason in printed
     assert reason in (bundle / "card.md").read_text()
     assert not list(bundle.glob("*.net"))

@@ -1,7 +1,9 @@
 """What counts as equal, and that `python -m export.verify` sees what is not."""
 
+import dataclasses
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -242,6 +244,29 @@ def strip_meta(path: Path) -> None:
     netx.write(Net(layers=net.layers, meta={"T": 4}), path)
 
 
+def with_meta(**changes: Any) -> Callable[[Path], None]:
+    """A change of what a .net file says about itself."""
+
+    def change(path: Path) -> None:
+        net = netx.read(path)
+        netx.write(Net(layers=net.layers, meta={**net.meta, **changes}), path)
+
+    return change
+
+
+def of_another_layer(path: Path) -> None:
+    """Scales from which one layer is missing."""
+    scales = netx.read(path).meta["scales"]
+    thresholds = {name: value for name, value in scales["thresholds"].items() if name != "body.act3"}
+    with_meta(scales={**scales, "thresholds": thresholds})(path)
+
+
+def renamed(path: Path) -> None:
+    net = netx.read(path)
+    layers = [dataclasses.replace(layer, name="x") if layer is net.spiking[1] else layer for layer in net.layers]
+    netx.write(Net(layers=tuple(layers), meta=net.meta), path)
+
+
 @pytest.mark.parametrize(
     ("name", "damage", "message"),
     [
@@ -250,8 +275,15 @@ def strip_meta(path: Path) -> None:
         ("model.onnx", Path.unlink, "model.onnx: no such file"),
         ("student.net", truncate, "student.net"),
         ("student.net", strip_meta, "student.net: TSERve did not write this file (no scales inside)"),
+        ("student.net", with_meta(format=1), "student.net: format 1, this version reads 2; export again with"),
+        ("student.net", with_meta(scales={"input": 1.0, "layers": {}}), "student.net: its scales are not TSERve's"),
+        ("student.net", of_another_layer, "body.act3: the scales are not those of this student; export it again"),
+        ("student.net", renamed, "student.net: its layers are not the checkpoint's"),
     ],
-    ids=["truncated onnx", "picture", "missing", "truncated net", "another program's net"],
+    ids=[
+        *("truncated onnx", "picture", "missing", "truncated net", "another program's net", "older format"),
+        *("older scales", "scales of other layers", "other layers"),
+    ],
 )
 def test_damaged_and_foreign_files_are_status_2_in_one_line(
     name: str, damage: Any, message: str, files: Path, student: Path, capsys: pytest.CaptureFixture[str]
@@ -280,7 +312,7 @@ def test_a_file_of_another_checkpoint_is_refused_with_the_command_that_makes_one
         ("model.onnx", ["--engine", "lava"], "--engine lava does not run .onnx; use onnxruntime or onnx"),
         ("student.net", ["--engine", "onnx"], "--engine onnx does not run .net; use lava or reference"),
         ("model.onnx", ["--samples", "0"], "samples must be at least 1, got 0"),
-        ("model.pb", [], "the suffix must be .onnx or .net"),
+        ("model.pb", [], "the suffix must be .onnx, .net, .nir"),
     ],
 )
 def test_bad_usage_is_status_2(
