@@ -40,11 +40,9 @@ class FinetuneConfig:
     epochs: int
     """Passes over the training images."""
     lr: float = 0.001
-    """Peak learning rate; it falls to 0 along a cosine."""
+    """Peak learning rate of Adam; it falls to 0 along a cosine."""
     batch_size: int = 128
     """Images of one step."""
-    momentum: float = 0.9
-    """Of SGD with Nesterov momentum."""
     seed: int = 0
     """Of order and augmentation."""
 
@@ -84,7 +82,8 @@ def finetune(
         mean=dataset.mean,
     )
     total = stream.steps * config.epochs
-    updates = torch.optim.SGD(network.parameters(), lr=config.lr, momentum=config.momentum, nesterov=True)
+    # Adam: folding has left channels and biases of very different sizes, and SGD moves either some or none of them.
+    updates = torch.optim.Adam(network.parameters(), lr=config.lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(updates, total)
     with tqdm(range(total), desc="fine-tuning", unit="step", disable=None) as bar:
         for i in bar:

@@ -10,8 +10,9 @@ import pytest
 import torch
 from live_networks import live_network
 
-from export import bundle, energy, to_onnx
+from export import bundle, energy, to_loihi, to_onnx, verify
 from export.images import real_images
+from hardware import netx
 from train import cli, data
 from train.checkpoint import Checkpoint, Preprocess
 from train.config import DataConfig, NetConfig
@@ -117,3 +118,19 @@ def test_energy_counts_recordings_whose_first_layer_works_at_every_step(student:
 
 def stem_channels() -> int:
     return round(32 * NET.width)
+
+
+@pytest.mark.lava
+def test_a_student_of_events_runs_in_lava_bit_for_bit(student: Path) -> None:
+    report = to_loihi.main(to_loihi.LoihiConfig(checkpoint=student, samples=4, finetune=1))
+    assert (report["ok"], report["verify"]["flips"], report["window"]) == (True, 0, 4)
+    assert report["verify"]["spikes"] > 100
+    assert report["input"]["event"] is True
+    assert report["input"]["scale"] == 1.0  # counts are sent as they are
+    net = netx.read(student.parent / "student.net")
+    assert net.spiking[0].neuron.iDecay == 4096  # nothing is held: every step brings its own frame
+    assert verify.main(
+        verify.VerifyConfig(
+            checkpoint=student.parent / report["finetuned"]["file"], file=student.parent / "student.net", samples=4
+        )
+    ).ok
