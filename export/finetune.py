@@ -39,7 +39,7 @@ class FinetuneConfig:
 
     epochs: int
     """Passes over the training images."""
-    lr: float = 0.001
+    lr: float = 0.002
     """Peak learning rate of Adam; it falls to 0 along a cosine."""
     batch_size: int = 128
     """Images of one step."""

@@ -35,7 +35,7 @@ class LoihiConfig:
     """lava: Lava's fixed-point simulator; reference: our numpy model of it; none: write without running."""
     finetune: int = 0
     """Epochs of training with the integer network in the forward pass; the result is student.finetuned.pt."""
-    finetune_lr: float = 0.001
+    finetune_lr: float = 0.002
     """Peak learning rate of the fine-tuning."""
     teacher: str | None = None
     """Teacher of the fine-tuning; default: the one that the student was distilled from where its file is still in its
