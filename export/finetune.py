@@ -20,7 +20,7 @@ from export import graph as g
 from export.integer_network import IntegerNetwork, folding, key
 from export.prepare import synapses_of
 from export.scales import Scales
-from train import engine, teachers
+from train import teachers
 from train.checkpoint import Checkpoint
 from train.config import DataConfig
 from train.data import Dataset, Shuffled
@@ -63,8 +63,6 @@ def finetune(
     teacher: without one the student teaches itself, by the mean of its logits over time.
     Raises ValueError where the loss stops being finite.
     """
-    if device == "cpu":
-        engine.keep_freed_memory()
     network = IntegerNetwork(original, prepared, scales, surrogate=checkpoint.net.surrogate).to(device)
     guide = teacher or checkpoint
     guiding = guide.network().requires_grad_(False).to(device)

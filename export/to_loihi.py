@@ -77,10 +77,12 @@ def main(config: LoihiConfig) -> dict[str, Any]:
     from hardware.mapping import place
     from hardware.net import Limits, check
     from train.checkpoint import Checkpoint
+    from train.engine import keep_freed_memory
     from train.metrics import pick_device
     from train.record import atomic, write_json
 
     device = pick_device(config.device)
+    keep_freed_memory()
     checkpoint = Checkpoint.load_student(config.checkpoint)
     graph = lower(checkpoint)
     sequence(prepare(graph))  # what cannot be expressed is reported before any data is read
