@@ -25,7 +25,7 @@ $(LAVA)/.installed: hardware/lava/requirements.txt
 	$(LAVA)/bin/pip install --quiet --no-deps --ignore-requires-python --requirement $<
 	@touch $@
 
-demo: setup lava  ## teacher, TSER student, evaluation, ONNX, netx in Lava, energy, bundle; one table
+demo: setup lava  ## teacher, TSER student, evaluation, ONNX, netx in Lava, NIR, energy, bundle; one table
 	$(RUN) -m train.distill digits --out runs/demo --resume auto
 	$(RUN) -m train.evaluate runs/demo/student.pt
 	$(RUN) -m export.bundle runs/demo/student.pt
