@@ -116,6 +116,7 @@ def write_netx(config: BundleConfig, path: Path) -> dict[str, Any]:
     """Write the .net file and return what its JSON says, or {"unsupported": reason} where Loihi cannot express it."""
     from export import to_loihi
     from export.prepare import NotForLoihi
+    from hardware.mapping import MappingError
 
     try:
         return to_loihi.main(
@@ -127,7 +128,7 @@ def write_netx(config: BundleConfig, path: Path) -> dict[str, Any]:
                 verify=config.verify,
             )
         )
-    except NotForLoihi as reason:
+    except (NotForLoihi, MappingError) as reason:
         return {"unsupported": str(reason)}
 
 

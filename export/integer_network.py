@@ -74,11 +74,13 @@ class IntegerNetwork(nn.Module):
         """The layer's current in integers; `head` is the layer whose bias stands in it."""
         weight = self.integer_weight(node)
         bias = self.integer_bias(head) if head else None
+        if x.is_cuda:  # float32 may be TF32 or Winograd there, which miss integers
+            x, weight, bias = x.double(), weight.double(), bias.double() if bias is not None else None
         if isinstance(node, g.Dense):
-            return F.linear(x, weight, bias)
+            return F.linear(x, weight, bias).float()
         with torch.backends.nnpack.flags(enabled=False):  # it would multiply by fractions
             y = F.conv2d(x.flatten(0, 1), weight, bias, node.stride, node.padding, groups=node.groups)
-        return y.unflatten(0, x.shape[:2])
+        return y.unflatten(0, x.shape[:2]).float()
 
     def integer_weight(self, node: g.Conv | g.Dense) -> Tensor:
         """The weights that the chip gets."""
