@@ -109,7 +109,9 @@ def _load(path: Path) -> np.ndarray:
     try:
         array = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{path}: cannot be read as .npy: {error}") from error
+        # numpy would advise to unpickle it, which runs what it holds.
+        reason = "it is none, or holds Python objects" if "pickle" in str(error) else error
+        raise ValueError(f"{path}: cannot be read as .npy of numbers: {reason}") from error
     if not isinstance(array, np.ndarray):
         raise ValueError(f"{path}: holds several arrays; give an .npy with one alone")
     return array

@@ -113,7 +113,7 @@ def test_a_file_that_cannot_be_run_ends_the_command_with_status_2(
         (np.full((1, 3, 6, 9), 2**40), "an input value exceeds 24 bits"),
         (
             np.array([{}], dtype=object),
-            "cannot be read as .npy: Object arrays cannot be loaded when allow_pickle=False",
+            "cannot be read as .npy of numbers: it is none, or holds Python objects",
         ),
     ],
 )
