@@ -13,7 +13,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -40,6 +40,8 @@ class Config:
     """Test images on which the accuracies are measured."""
     calibration: int = 32
     """Training images on which scales are chosen."""
+    verify: Literal["lava", "reference"] = "lava"
+    """What runs the files."""
     out: Path = Path("results")
     """Folder of the JSON file."""
 
@@ -61,6 +63,7 @@ def export(path: Path, T: int, config: Config, folder: Path) -> dict[str, Any]:
         samples=config.samples,
         calibration=config.calibration,
         test_images=config.test_images,
+        verify=config.verify,
     )
     try:
         report = to_loihi.main(settings)
@@ -83,6 +86,21 @@ def export(path: Path, T: int, config: Config, folder: Path) -> dict[str, Any]:
     }
 
 
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """The rows as lines of Markdown, one a student: all its T together, the cores of the one at T = 4."""
+    lines = ["| student | T | spikes compared | that differ | cores |", "|---|---|---|---|---|"]
+    for student in dict.fromkeys(row["student"] for row in rows):
+        own = [row for row in rows if row["student"] == student]
+        (four,) = (row for row in own if row["T"] == 4)
+        net = four["net"]
+        name = f"`{net['name']}`" + (f", {net['pool']} pooling" if net["name"].startswith("vgg1") else "")
+        name += f", width {net['width']:g}" if net["width"] != 1 else ""
+        steps = ", ".join(str(row["T"]) for row in own)
+        spikes, apart = (sum(row[key] for row in own) for key in ("spikes", "spike_mismatches"))
+        lines.append(f"| {name} | {steps} | {spikes:,} | {apart} | {four['cores']} |")
+    return lines
+
+
 def main(config: Config) -> list[dict[str, Any]]:
     """Export all and write the file after each."""
     rows: list[dict[str, Any]] = []
@@ -101,4 +119,5 @@ def main(config: Config) -> list[dict[str, Any]]:
 
 if __name__ == "__main__":
     found = main(tyro.cli(Config, description=__doc__))
+    print("\n".join(table(found)))
     sys.exit(0 if all(row.get("spike_mismatches") == 0 for row in found) else 1)

@@ -119,3 +119,30 @@ def test_the_tables_and_figures_of_the_documents_are_those_of_the_results() -> N
     for name in ("digits", "digits-init_from_teacher"):
         found = json.loads((ROOT / f"results/time_to_accuracy-{name}.json").read_text())["summary"]["test_accuracy"]
         assert f"{found['mean']:.2%} +- {found['std']:.2%}".replace("%", " %") in readme
+
+
+def test_the_loihi_document_says_what_was_measured() -> None:
+    exactness = load("loihi_exactness")
+    rows = json.loads((ROOT / "results/loihi_exactness.json").read_text())["rows"]
+    assert {row["spike_mismatches"] for row in rows} == {0}
+    assert {row["T"] for row in rows} == {1, 2, 3, 4, 6}
+    documented = (ROOT / "docs/loihi.md").read_text()
+    assert "\n".join(exactness.table(rows)) in documented
+    for name in ("digits", "cifar10"):
+        report = json.loads((ROOT / f"results/loihi-{name}-vgg_small.json").read_text())
+        accuracy = report["accuracy"]
+        measured = [accuracy[key] for key in ("float", "integer_before", "integer")]
+        cells = [report["finetuned"]["epochs"], *(f"{100 * value:.2f} %" for value in measured)]
+        line = f"| {name}, {accuracy['images']:,} test images | {' | '.join(map(str, cells))} |"
+        assert line in documented
+
+
+def test_a_student_is_exported_at_every_T_asked_for(tmp_path: Path, student: Path) -> None:
+    exactness = load("loihi_exactness")
+    settings = exactness.Config(
+        checkpoints=(student,), T=(1, 3), samples=2, test_images=20, calibration=8, out=tmp_path, verify="reference"
+    )
+    rows = exactness.main(settings)
+    assert [(row["T"], row["spike_mismatches"], row["samples"]) for row in rows] == [(1, 0, 2), (3, 0, 2)]
+    assert rows[1]["spikes"] > rows[0]["spikes"] > 0
+    assert json.loads((tmp_path / "loihi_exactness.json").read_text())["rows"] == rows
