@@ -193,7 +193,8 @@ def weight_bits(block: Block) -> int:
     common = int(np.bitwise_or.reduce(np.abs(block.weight), axis=None))
     shift = (common & -common).bit_length() - 1 if common else 0
     low, high = int(block.weight.min()) >> shift, int(block.weight.max()) >> shift
-    return max(high.bit_length(), (-low - 1).bit_length() if low < 0 else 0, 1) + (low < 0 <= high)
+    magnitude = max(high.bit_length(), (-low - 1).bit_length() if low < 0 else 0)
+    return max(magnitude + (low < 0 <= high), 1)
 
 
 def synapses(block: Block, before: tuple[int, ...]) -> int:

@@ -75,7 +75,8 @@ def test_other_families_are_exported_and_verified(net: NetConfig, tmp_path: Path
 
 
 @pytest.mark.parametrize("pool", ["avg", "max"])
-def test_a_vgg11_is_exported_with_either_pooling(pool: Any, tmp_path: Path) -> None:
+def test_a_vgg11_is_exported_with_either_pooling(pool: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TSERVE_DATA", raising=False)  # it would win over the folder that the checkpoint names
     rng = np.random.default_rng(0)
     for split, count in (("train", 4), ("test", 3)):
         for label in "01234":

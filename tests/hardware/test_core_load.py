@@ -4,7 +4,7 @@ from math import ceil, prod
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hardware import chip, core_load
@@ -96,6 +96,7 @@ def test_synapses_are_the_neurons_that_inputs_reach(case: tuple[Net, Chip]) -> N
 
 
 @given(st.lists(st.integers(-128, 127), min_size=1, max_size=6), st.integers(0, 1))
+@example([0, -1], 0)
 def test_weight_bits_are_the_fewest_that_hold_the_weights(weights: list[int], double: int) -> None:
     weight = np.array([weights]) << double
 
