@@ -122,11 +122,6 @@ def find_teacher(spec: str | None, path: Path, student: Checkpoint, dataset: Dat
     return None, "its own float network (its teacher's file is not in its place; --teacher names one)"
 
 
-def as_json(config: FinetuneConfig) -> dict[str, Any]:
-    """The settings."""
-    return dataclasses.asdict(config)
-
-
 def written_back(checkpoint: Checkpoint, network: IntegerNetwork, config: FinetuneConfig) -> Checkpoint:
     """The checkpoint with the weights that the chip computes with; every normalisation only adds the bias."""
     weights = dict(checkpoint.weights)

@@ -37,9 +37,8 @@ FINALISTS = 2
 def quantize(graph: g.Graph, images: np.ndarray, limits: Limits) -> tuple[g.Graph, Scales]:
     """The integer twin of a Graph and its scales, chosen layer by layer on calibration images.
 
-    images: [B, C, H, W] in [0, 1], or frames [T, B, C, H, W]. Of the scales that the ranges allow, each layer gets the
-    one whose spikes (logits, at the end) differ least from the float network's, reading the spikes that the integer
-    network itself gives. Raises NotForLoihi for what the chip cannot express.
+    images: [B, C, H, W] in [0, 1], or frames [T, B, C, H, W]. How scales and biases are chosen stands at this file's
+    head. Raises NotForLoihi for what the chip cannot express.
     """
     search = Search(prepare(graph), images, limits)
     for stage in sequence(search.graph):
@@ -49,7 +48,7 @@ def quantize(graph: g.Graph, images: np.ndarray, limits: Limits) -> tuple[g.Grap
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Rounded:
-    """One layer of the file under one scale, before the biases of its parts are chosen. `parts` by LIF or output."""
+    """One layer of the file under one scale, before its biases are chosen; each by LIF layer or output."""
 
     scale: float
     pixel: float

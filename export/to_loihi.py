@@ -7,7 +7,7 @@ to cost. `--finetune N` first trains the student for N epochs as the chip comput
 
 import sys
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -154,7 +154,7 @@ def finetuned(config: LoihiConfig, checkpoint: Any, graph: Any, scales: Any, pat
         "file": finetuned_path(config.out or config.checkpoint.parent / "student.net").name,
         "from_sha256": checkpoint.sha256,
         "teacher": taught_by,
-        **finetune.as_json(settings),
+        **asdict(settings),
     }
     return about, student, scales
 

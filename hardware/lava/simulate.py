@@ -49,7 +49,7 @@ def prepare_import() -> None:
         module.__path__ = []
         sys.modules[module.__name__] = module
 
-    def neuron_params(*args: object) -> None:
+    def neuron_params(*args: object) -> None:  # netx calls it for such layers alone, which hardware.netx refuses
         raise NotImplementedError("resonate-and-fire neurons are not supported")
 
     vars(sys.modules["lava.lib.dl.slayer.neuron.rf"])["neuron_params"] = neuron_params
