@@ -75,11 +75,16 @@ def fan_map(node: g.Conv | g.Dense, in_shape: tuple[int, ...]) -> np.ndarray:
     """
     if isinstance(node, g.Dense):
         return np.ones(1, np.int64)
+    return np.outer(*fan_out(node, in_shape))
+
+
+def fan_out(node: g.Conv, in_shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """How many rows of outputs each input row reaches, and columns each column: int64 [H], [W]."""
     rows, columns = (
         _fan_out(in_shape[axis + 1], node.shape[axis + 1], node.weight.shape[axis + 2], *step)
         for axis, step in enumerate(zip(node.stride, node.padding, strict=True))
     )
-    return np.outer(rows, columns)
+    return rows, columns
 
 
 def _fan_out(size: int, out_size: int, kernel: int, stride: int, padding: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from export import graph as g
 from export import integer
-from export.integer import EXACT_FLOAT32, IntegerLIF, quantize_images
+from export.integer import EXACT_FLOAT32, IntegerLIF, SumPool, quantize_images
 
 
 def run(graph: g.Graph, images: np.ndarray) -> dict[str, np.ndarray]:
@@ -81,6 +81,10 @@ def step(node: g.Node, inputs: list[Tensor], T: int) -> Tensor:
         case g.MaxPool():
             y = F.max_pool2d(x.flatten(0, 1), node.kernel, node.stride, node.padding)
             return y.unflatten(0, x.shape[:2])
+        case SumPool():
+            size = node.kernel[0] * node.kernel[1]  # sums of integers and their mean are exact in float64
+            mean = F.avg_pool2d(x.flatten(0, 1).double(), node.kernel)
+            return (mean * size).round_().float().reshape(*x.shape[:2], *node.shape)
         case g.Flatten():
             return x.flatten(2)
         case g.Add():

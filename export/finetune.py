@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from export import graph as g
-from export.integer_network import IntegerNetwork, folding, key
+from export.integer_network import IntegerNetwork, key
 from export.prepare import synapses_of
 from export.scales import Scales
+from export.unfold import folding
 from train import teachers
 from train.checkpoint import Checkpoint
 from train.config import DataConfig

@@ -45,6 +45,16 @@ class IntegerLIF(g.Node):
     threshold: int
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SumPool(g.Node):
+    """Sum over kernel windows (rows, columns) with stride = kernel; shape [C, H, W], or [C] for one window (g.Mean).
+
+    A remainder at the border is dropped. Only export.unfold makes it: the chip has no pooling.
+    """
+
+    kernel: tuple[int, int]
+
+
 def quantize_images(node: g.Node, images: np.ndarray) -> np.ndarray:
     """The integers [..., C, H, W] that the chip is sent for images in [0, 1]; node: the QuantizedInput."""
     assert isinstance(node, QuantizedInput)

@@ -14,8 +14,9 @@ from torch.nn import functional as F
 
 from export import execute, integer
 from export import graph as g
-from export.prepare import sources, synapses_of, v_decay
+from export.prepare import synapses_of, v_decay
 from export.scales import Scales, rounded, weight_scale
+from export.unfold import folding
 from hardware.net import Limits
 from train.neurons import SURROGATES
 
@@ -139,22 +140,6 @@ def rounding(x: Tensor) -> Tensor:
 def truncation(x: Tensor) -> Tensor:
     """The integer towards zero; on the way back the identity."""
     return x + (torch.trunc(x) - x).detach()
-
-
-def folding(original: g.Graph, prepared: g.Graph, node: g.Conv | g.Dense) -> tuple[tuple[int, int, int], int, int]:
-    """What folding did to a layer's weights: their shape (C, h, w) for one output, and how often rows and columns of
-    it were repeated."""
-    before, after = original[node.name].weight, node.weight  # type: ignore[attr-defined]
-    if isinstance(node, g.Conv):
-        shape = before.shape[1:]
-        return shape, after.shape[2] // shape[1], after.shape[3] // shape[2]
-    source = next(sources(prepared, node.inputs[0]))
-    c, height, width = source.shape
-    pooled = original[original[node.name].inputs[0]]
-    while isinstance(pooled, g.Flatten):
-        pooled = original[pooled.inputs[0]]
-    h, w = pooled.shape[1:] or (1, 1)
-    return (c, h, w), height // h, width // w
 
 
 def repeated(weight: Tensor, fold: tuple[tuple[int, int, int], int, int]) -> Tensor:

@@ -85,8 +85,8 @@ def step_logits(v_out: np.ndarray) -> np.ndarray:
     return np.diff(v_out, axis=0, prepend=0) / 2**integer.FRACTION_BITS
 
 
-def twin_of(checkpoint: Checkpoint, net: Net, name: str) -> tuple[g.Graph, Net]:
-    """The integer twin that `net` claims to be, and the net that is written from it."""
+def scales_of(checkpoint: Checkpoint, net: Net, name: str) -> Scales:
+    """The scales under which `net` was exported from the checkpoint. Raises NetxError where it was not."""
     scales = net.meta.get("scales")
     if scales is None:
         raise NetxError(f"{name}: TSERve did not write this file (no scales inside), so nothing says what it should do")
@@ -98,9 +98,14 @@ def twin_of(checkpoint: Checkpoint, net: Net, name: str) -> tuple[g.Graph, Net]:
             "python -m export.to_loihi"
         )
     try:
-        recorded = Scales(**scales)
+        return Scales(**scales)
     except TypeError as error:
         raise NetxError(f"{name}: its scales are not TSERve's ({error})") from error
+
+
+def twin_of(checkpoint: Checkpoint, net: Net, name: str) -> tuple[g.Graph, Net]:
+    """The integer twin that `net` claims to be, and the net that is written from it."""
+    recorded = scales_of(checkpoint, net, name)
     twin = rebuild(prepare(lower(checkpoint)), recorded)
     own = to_net(twin, recorded, labels=checkpoint.labels, checkpoint_sha256=checkpoint.sha256)
     if [layer.name for layer in own.layers] != [layer.name for layer in net.layers]:

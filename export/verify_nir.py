@@ -23,7 +23,7 @@ from train.checkpoint import Checkpoint
 
 FLOAT64 = Rule(
     text="float64: no spike flips, and logits differ by at most 1e-9 of the largest",
-    flip_rate=0.0,
+    first_flips=0.0,
     disagreements=0.0,
     logit_error=1e-9,
 )

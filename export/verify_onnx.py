@@ -1,21 +1,43 @@
-"""Hold an ONNX file against its checkpoint's torch network: spikes of every LIF layer and step, logits, answers."""
+"""Hold an ONNX file against its checkpoint: spikes of every LIF layer and step, logits, answers.
+
+A file in floats is held against the torch network, an int8 one against the integer twin under the scales that stand in
+it, bit for bit. A step model is run step by step, T times.
+"""
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnx
 import torch
 
-from export.onnx_graph import expose_spikes, spikes_tensor
-from export.verify import FLOAT32, Run, Verdict, compare
+from export import execute
+from export import graph as g
+from export.lower import lower
+from export.onnx_model import expose_spikes, spikes_tensor
+from export.prepare import prepare
+from export.scales import Scales, rebuild
+from export.verify import EXACT, FLOAT16, FLOAT32, Rule, Run, Verdict, compare
 from train.checkpoint import Checkpoint
 from train.networks import Network, lif_layers
 
 
 Engine = Literal["onnxruntime", "onnx"]
 NAMES: dict[Engine, str] = {"onnxruntime": "onnxruntime (CPU)", "onnx": "onnx's reference evaluator"}
+RULES: dict[str, Rule] = {"fp32": FLOAT32, "fp16": FLOAT16, "int8": EXACT}
+Feed = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class OnnxFile:
+    """A model with every LIF layer's spikes among its outputs, and its metadata."""
+
+    name: str
+    model: onnx.ModelProto
+    about: dict[str, Any]
 
 
 def verify_onnx(
@@ -27,40 +49,61 @@ def verify_onnx(
     name: str | None = None,
     batch_size: int = 50,
 ) -> Verdict:
-    """Run the file on images [N, C, H, W] in [0, 1] and compare with the torch network in float32.
+    """Run the file on images [N, C, H, W] in [0, 1] and compare with what the checkpoint computes.
 
     Raises ValueError for a file that is damaged or was not exported from this checkpoint.
     """
-    name = name or path.name
-    model, layers = load(path, checkpoint, name)
-    network = checkpoint.network()
+    file = load(path, checkpoint, name or path.name)
+    reference, wanted_of = reference_of(checkpoint, file)
+    run = open_engine(file, engine)
+    shapes = {node.name: node.shape for node in lower(checkpoint).lif_layers}
     runs = [
-        (run_torch(network, checkpoint, batch), run_file(model, layers, batch, engine, name))
+        (wanted_of(batch), run_file(file, run, shapes, batch))
         for batch in np.split(images, range(batch_size, len(images), batch_size))
     ]
     wanted, got = (join([pair[i] for pair in runs]) for i in (0, 1))
-    return compare(wanted, got, FLOAT32, file=name, reference="the torch network", engine=NAMES[engine])
+    rule = RULES[file.about["precision"]]
+    return compare(wanted, got, rule, file=file.name, reference=reference, engine=NAMES[engine])
 
 
-def load(path: Path, checkpoint: Checkpoint, name: str) -> tuple[onnx.ModelProto, list[str]]:
-    """The model with every LIF layer's spikes among its outputs, and the layers' names."""
+def load(path: Path, checkpoint: Checkpoint, name: str) -> OnnxFile:
+    """Read and check a file. Raises ValueError where it is damaged or not this checkpoint's."""
     if not path.is_file():
         raise ValueError(f"{name}: no such file; `python -m export.to_onnx CKPT` writes one")
     try:
         model = onnx.load(path)
-        onnx.checker.check_model(model)
-        metadata = {item.key: json.loads(item.value) for item in model.metadata_props}
-        layers = [str(layer) for layer in metadata["lif_layers"]]
-        source = metadata["checkpoint_sha256"]
+        onnx.checker.check_model(model, full_check=True)
+        about = {item.key: json.loads(item.value) for item in model.metadata_props}
+        layers = [str(layer) for layer in about["lif_layers"]]
+        known = about["precision"] in RULES and about["form"] in ("unrolled", "step")
+        source = about["checkpoint_sha256"]
     except Exception as error:  # whatever a foreign file provokes in the protobuf reader
         raise ValueError(f"{name}: not an ONNX model that TSERve wrote, or a damaged one") from error
+    if not known:
+        raise ValueError(
+            f"{name}: precision {about['precision']!r} and form {about['form']!r} are not known here, only "
+            f"{', '.join(RULES)} and unrolled, step; export again with python -m export.to_onnx"
+        )
     if source != checkpoint.sha256:
         raise ValueError(f"{name}: it was exported from another checkpoint; export again with python -m export.to_onnx")
     produced = {tensor for node in model.graph.node for tensor in node.output}
     if missing := [layer for layer in layers if spikes_tensor(layer) not in produced]:
         raise ValueError(f"{name}: no tensor holds the spikes of layer {missing[0]}")
     expose_spikes(model, layers)
-    return model, layers
+    return OnnxFile(name=name, model=model, about=about)
+
+
+def reference_of(checkpoint: Checkpoint, file: OnnxFile) -> tuple[str, Callable[[np.ndarray], Run]]:
+    """What a file must be equal to, in words and as a function of images."""
+    if file.about["precision"] != "int8":
+        network = checkpoint.network()
+        return "the torch network", lambda images: run_torch(network, checkpoint, images)
+    try:
+        scales = Scales(**file.about["scales"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{file.name}: the scales in it are not TSERve's ({error}); export again") from error
+    twin = rebuild(prepare(lower(checkpoint)), scales)
+    return "the checkpoint's integer twin", lambda images: run_twin(twin, scales, images, file.about["lif_layers"])
 
 
 def run_torch(network: Network, checkpoint: Checkpoint, images: np.ndarray) -> Run:
@@ -79,28 +122,78 @@ def run_torch(network: Network, checkpoint: Checkpoint, images: np.ndarray) -> R
     return Run(spikes=spikes, logits=logits)
 
 
-def run_file(model: onnx.ModelProto, layers: list[str], images: np.ndarray, engine: Engine, name: str) -> Run:
-    """What the file does in an engine."""
-    wanted = ["logits", *map(spikes_tensor, layers)]
-    feed = {"image": images.astype(np.float32)}
+def run_twin(twin: g.Graph, scales: Scales, images: np.ndarray, layers: list[str]) -> Run:
+    """What the integer twin does; its logits in the units of the student, as an int8 model gives them."""
+    values = execute.run(twin, images)
+    logits = execute.logits(twin, values).astype(np.float32) / np.float32(scales.currents[twin.output.name])
+    return Run(spikes={layer: values[layer] for layer in layers}, logits=logits)
+
+
+def open_engine(file: OnnxFile, engine: Engine) -> Callable[[Feed], Feed]:
+    """A function from inputs by name to outputs by name. Raises ValueError where the engine cannot run the file."""
     try:
         if engine == "onnx":
             from onnx.reference import ReferenceEvaluator
 
-            out = ReferenceEvaluator(model).run(wanted, feed)
+            evaluator = ReferenceEvaluator(file.model)
+            names, run = list(evaluator.output_names), evaluator.run
         else:
             import onnxruntime
 
-            session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-            out = session.run(wanted, feed)
+            session = onnxruntime.InferenceSession(file.model.SerializeToString(), providers=["CPUExecutionProvider"])
+            names, run = [output.name for output in session.get_outputs()], session.run
     except Exception as error:  # the engines have no common error type
-        raise ValueError(f"{name}: {NAMES[engine]} cannot run it: {str(error).strip().splitlines()[0]}") from error
-    logits, *flat = (np.asarray(array) for array in out)
+        raise cannot_run(file, engine, error) from error
+
+    def outputs(feed: Feed) -> Feed:
+        try:
+            return dict(zip(names, map(np.asarray, run(None, feed)), strict=True))
+        except Exception as error:
+            raise cannot_run(file, engine, error) from error
+
+    return outputs
+
+
+def cannot_run(file: OnnxFile, engine: Engine, error: Exception) -> ValueError:
+    """The error of a person whose file an engine refuses."""
+    return ValueError(f"{file.name}: {NAMES[engine]} cannot run it: {str(error).strip().splitlines()[0]}")
+
+
+def run_file(
+    file: OnnxFile, run: Callable[[Feed], Feed], shapes: dict[str, tuple[int, ...]], images: np.ndarray
+) -> Run:
+    """What the file does with images [B, C, H, W]; shapes: of every LIF layer, [C, H, W] or [N]."""
+    images = images.astype(np.float32)
+    names = {layer: spikes_tensor(layer) for layer in file.about["lif_layers"]}
+    steps = [run({"image": images})] if file.about["form"] == "unrolled" else run_steps(file, run, images)
     spikes = {
-        layer: array.reshape(len(logits), len(images), *array.shape[1:]).astype(np.uint8)
-        for layer, array in zip(layers, flat, strict=True)
+        layer: by_step([step[tensor] for step in steps], shapes[layer], len(images), layout=file.about.get("layout"))
+        for layer, tensor in names.items()
     }
+    logits = np.stack([step["logits"] for step in steps]).reshape(-1, *steps[0]["logits"].shape[-2:])
     return Run(spikes=spikes, logits=logits)
+
+
+def run_steps(file: OnnxFile, run: Callable[[Feed], Feed], images: np.ndarray) -> list[Feed]:
+    """The outputs of T runs of a step model."""
+    carried, states = file.about["carried"], file.about["states"]
+    feed = {"image": images}
+    feed |= {one["input"]: np.zeros((0, *one["shape"]), one["type"]) for one in carried}
+    feed |= {one["input"]: np.full((len(images), *one["shape"]), one["start"], one["type"]) for one in states}
+    steps = []
+    for _ in range(file.about["T"]):
+        steps.append(run(feed))
+        feed = {"image": images[:0]} | {one["input"]: steps[-1][one["output"]] for one in (*carried, *states)}
+    return steps
+
+
+def by_step(parts: list[np.ndarray], shape: tuple[int, ...], batch: int, *, layout: str | None) -> np.ndarray:
+    """The spikes of a layer, uint8 [T, B, *shape], from [T*B, ...] or T times [B, ...]."""
+    spikes = np.concatenate(parts).astype(np.uint8)
+    spikes = spikes.reshape(-1, batch, *spikes.shape[1:])
+    if layout == "channels_last" and len(shape) > 1:
+        spikes = np.moveaxis(spikes, -1, 2)
+    return spikes.reshape(len(spikes), batch, *shape)
 
 
 def join(runs: list[Run]) -> Run:
