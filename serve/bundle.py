@@ -13,14 +13,19 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
+from serve.exits import Exit, Rule
 
-FORMAT = 1
+
+FORMAT = 2
 DEFAULT_FOLDER = Path("runs/latest/bundle")
 ENV_FOLDER = "TSERVE_BUNDLE"
 WRITE_AGAIN = "write the bundle again: python -m export.bundle CKPT"
 
 Joules = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Steps = Annotated[float, Field(ge=1)]
+Precision = Literal["fp32", "fp16", "int8"]
+Form = Literal["unrolled", "step"]
 
 
 class BundleError(ValueError):
@@ -47,11 +52,10 @@ class InputRecord(Record):
 
 
 class ModelRecord(Record):
-    """The ONNX file and how it was made."""
+    """The two ONNX files of one precision: all T steps in one run, and one step with its states going in and out."""
 
-    file: str
-    precision: Literal["fp32", "fp16", "int8"]
-    form: Literal["unrolled"]
+    unrolled: str
+    step: str
 
 
 class SynapseRecord(Record):
@@ -85,6 +89,51 @@ class MetricsRecord(Record):
     accuracy_by_T: tuple[Share, ...] = ()
 
 
+class ExitRow(Record):
+    """What a threshold of the exit rule gives: on the test set, and (val_...) on the images it was calibrated on."""
+
+    threshold: Share
+    mean_steps: Steps
+    accuracy: Share
+    energy_J: Joules
+    val_mean_steps: Steps | None
+    val_accuracy: Share | None
+
+
+class SplitRecord(Record):
+    """Images that something was measured on."""
+
+    dataset: str
+    split: str
+    images: PositiveInt
+
+
+class ExitRecord(Record):
+    """When an image has had enough steps: the rule, the threshold that was chosen, and all that were measured.
+
+    The chosen one loses at most `tolerance` of the accuracy of all T steps on the images of `calibrated_on`.
+    """
+
+    rule: Rule
+    threshold: Share
+    tolerance: Share
+    calibrated_on: SplitRecord | None
+    """None: there were no validation images, and all T steps are run."""
+    measured_on: SplitRecord
+    table: tuple[ExitRow, ...]
+
+    @model_validator(mode="after")
+    def _chosen_from_the_table(self) -> Self:
+        if self.threshold not in {row.threshold for row in self.table}:
+            raise ValueError(f"threshold {self.threshold} is in no row of the table")
+        return self
+
+    @property
+    def exit(self) -> Exit:
+        """The rule with the chosen threshold."""
+        return Exit(self.rule, self.threshold)
+
+
 class SampleRecord(Record):
     """An image of the test set with its true label."""
 
@@ -102,13 +151,16 @@ class FileRecord(Record):
 class Description(Record):
     """bundle.json."""
 
-    format: Literal[1]
+    format: Literal[2]
     name: str
     created: str
     T: PositiveInt
     labels: Annotated[tuple[str, ...], Field(min_length=1)]
     input: InputRecord
-    model: ModelRecord
+    models: dict[Precision, ModelRecord]
+    precision: Precision
+    """The one that is served by default."""
+    exits: dict[Precision, ExitRecord]
     lif_layers: tuple[str, ...]
     synapses: tuple[SynapseRecord, ...]
     energy: EnergyRecord
@@ -119,8 +171,17 @@ class Description(Record):
     files: dict[str, FileRecord]
 
     @model_validator(mode="after")
+    def _precisions_agree(self) -> Self:
+        if self.precision not in self.models:
+            raise ValueError(f"precision {self.precision} has no entry under 'models'")
+        if self.models.keys() != self.exits.keys():
+            raise ValueError(f"'models' are {', '.join(self.models)}, but 'exits' are {', '.join(self.exits)}")
+        return self
+
+    @model_validator(mode="after")
     def _files_are_listed_and_inside(self) -> Self:
-        unlisted = {self.model.file, *(sample.file for sample in self.samples)} - self.files.keys()
+        models = {file for model in self.models.values() for file in (model.unrolled, model.step)}
+        unlisted = models.union(sample.file for sample in self.samples) - self.files.keys()
         if unlisted:
             raise ValueError(f"{', '.join(sorted(unlisted))}: used, but not listed under 'files'")
         paths = map(PurePosixPath, self.files)
@@ -137,10 +198,10 @@ class Bundle:
     folder: Path
     about: Description
 
-    @property
-    def model_file(self) -> Path:
-        """The ONNX model."""
-        return self.folder / self.about.model.file
+    def model_file(self, precision: Precision, form: Form) -> Path:
+        """An ONNX model; KeyError for a precision that the bundle lacks."""
+        model = self.about.models[precision]
+        return self.folder / (model.unrolled if form == "unrolled" else model.step)
 
     def sample_file(self, index: int) -> Path:
         """The image of the sample at `index`."""

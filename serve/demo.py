@@ -39,7 +39,7 @@ def build(predictor: Predictor) -> gr.Blocks:
     about, samples = predictor.about, predictor.about.samples
 
     def show(array: np.ndarray, truth: str | None) -> str:
-        prediction = predictor.predict(array[None])[0]
+        prediction = predictor.predict(array[None], exit_threshold=1.0)[0]  # the page shows every step
         return plots.report(prediction, about, picture=images.encode(array), truth=truth)
 
     def show_sample(index: int) -> str:
@@ -117,7 +117,7 @@ def _header(predictor: Predictor) -> str:
     facts = (
         f"{about.name}: a spiking network of {len(about.lif_layers)} spiking layers on {about.dataset}, "
         f"{about.T} time steps, {100 * about.metrics.accuracy:.1f} % of the test set right, "
-        f"{about.model.precision} on {predictor.provider.removesuffix('ExecutionProvider')}."
+        f"{predictor.precision} on {predictor.provider.removesuffix('ExecutionProvider')}."
     )
     return f'<div class="page-head"><b>TSERve</b> <span>{escape(facts)}</span></div>'
 

@@ -1,25 +1,35 @@
-"""Run a bundle: images in, what the spiking network said at every step out. Needs onnxruntime and numpy, never torch.
+"""Run a served network: images in, what a spiking network said at every step out. Needs no torch.
 
-Shapes: T time steps, B images, C channels, H rows, W columns, K classes, L LIF layers, M spike-driven synaptic layers.
+By default an image runs until it is sure enough by the exit that the bundle was calibrated to, in the step form; where
+all T steps are wanted, the unrolled form gives them in one run.
+
+Environment: TSERVE_PRECISION (fp32, fp16 or int8, of those that the bundle has), TSERVE_EXIT_THRESHOLD (in [0, 1];
+1: always all steps), and those of serve.session.
+
+Shapes: T time steps, t <= T of them used, B images, C channels, H rows, W columns, K classes, L LIF layers, M
+spike-driven synaptic layers.
 """
 
-import ctypes
 import logging
 import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
 from serve import images as imaging
-from serve.bundle import WRITE_AGAIN, Bundle, BundleError, Description, read
+from serve.anytime import StepModel, Trace
+from serve.bundle import WRITE_AGAIN, Bundle, BundleError, Description, Form, Precision, read
+from serve.exits import Exit, checked_threshold, running_mean, softmax
+from serve.place import OUTPUTS
+from serve.session import CPU, Device, Provider, metadata, open_session, provider_of, resolve, threads
 
 
-ENV_THREADS = "TSERVE_THREADS"
-CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-OUTPUTS = ("logits", "spike_rates", "taps")
+ENV_PRECISION = "TSERVE_PRECISION"
+ENV_THRESHOLD = "TSERVE_EXIT_THRESHOLD"
 logger = logging.getLogger(__name__)
 
 
@@ -28,13 +38,13 @@ class Prediction:
     """What the network did with one image."""
 
     logits: np.ndarray
-    """[T, K]: the output of each step alone."""
+    """[t, K]: the output of each of the t steps that were run, alone."""
     spike_rates: np.ndarray
-    """[T, L]: spikes per neuron, in [0, 1]."""
+    """[t, L]: spikes per neuron, in [0, 1]."""
     sops: int
-    """Synaptic operations that only add, over all steps."""
+    """Synaptic operations that only add, over the steps that were run."""
     macs: int
-    """Multiplications: the first layer, once, and synapses whose inputs are not spikes, over all steps."""
+    """Multiplications: the first layer, once, and synapses whose inputs are not spikes, over those steps."""
     energy_J: float
     """sops * ac_J + macs * mac_J of the bundle's chip."""
     latency_s: float
@@ -42,29 +52,22 @@ class Prediction:
 
     @property
     def step_probs(self) -> np.ndarray:
-        """[T, K]: softmax of each step's own logits."""
+        """[t, K]: softmax of each step's own logits."""
         return softmax(self.logits)
 
     @property
     def running_probs(self) -> np.ndarray:
-        """[T, K]: softmax of the mean of the first t logits, t = 1..T; the last row is the answer."""
-        steps = np.arange(1, len(self.logits) + 1)[:, None]
-        return softmax(np.cumsum(self.logits, axis=0, dtype=np.float64) / steps)
+        """[t, K]: softmax of the mean of the first logits, one more from row to row; the last row is the answer."""
+        return softmax(running_mean(self.logits))
 
     @property
     def probs(self) -> np.ndarray:
-        """[K]: softmax of the mean over T of the logits."""
+        """[K]: softmax of the mean of the logits over the steps that were run."""
         return self.running_probs[-1]
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """exp(x) / sum(exp(x)) over the last axis, in float64."""
-    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
-    return shifted / shifted.sum(axis=-1, keepdims=True)
-
-
 def operations(taps: np.ndarray, about: Description) -> tuple[np.ndarray, np.ndarray]:
-    """Count (additions [B], multiplications [B]) from taps [T, B, M]; the first layer's count is added once an image.
+    """Count (additions [B], multiplications [B]) from taps [t, B, M]; the first layer's count is added once an image.
 
     SOPs of layer m = sops_per_tap[m] * sum_t taps[t, :, m], in integers.
     """
@@ -74,17 +77,64 @@ def operations(taps: np.ndarray, about: Description) -> tuple[np.ndarray, np.nda
     return counts[:, adds].sum(axis=1), counts[:, ~adds].sum(axis=1) + about.energy.static_macs
 
 
-class Predictor:
-    """A verified bundle in an onnxruntime session, on a CUDA device if one is really there, else on the CPU."""
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a bundle is served."""
 
-    def __init__(self, folder: Path | str) -> None:
-        """Read, verify, load and try out the bundle in `folder`; raises BundleError."""
+    device: Device
+    """What is asked of onnxruntime."""
+    precision: Precision
+    exit: Exit
+
+
+def settings(about: Description, *, provider: Provider | None = None) -> Settings:
+    """Hold the environment against a bundle and the machine; opens nothing. Raises ValueError for what cannot be.
+
+    Without TSERVE_PRECISION, the CPU takes the bundle's default; a CUDA device, which has no fast path for our integer
+    networks, takes fp16 if the bundle has it, else fp32.
+    """
+    threads()
+    device = resolve(provider)
+    precision: Precision = about.precision
+    if device != "cpu":
+        precision = next((p for p in ("fp16", "fp32") if p in about.models), precision)
+    if wanted := os.environ.get(ENV_PRECISION):
+        if wanted not in about.models:
+            raise ValueError(f"{ENV_PRECISION}: this bundle has {', '.join(about.models)}, not {wanted!r}")
+        precision = next(p for p in about.models if p == wanted)
+    exit = about.exits[precision].exit
+    if text := os.environ.get(ENV_THRESHOLD):
+        try:
+            exit = Exit(exit.rule, checked_threshold(float(text)))
+        except ValueError:
+            raise ValueError(f"{ENV_THRESHOLD} must be a number in [0, 1], 1 for all steps, got {text!r}") from None
+    return Settings(device=device, precision=precision, exit=exit)
+
+
+class Predictor:
+    """A verified bundle in two onnxruntime sessions, the unrolled form and the step form."""
+
+    def __init__(self, folder: Path | str, *, provider: Provider | None = None) -> None:
+        """Read, verify, load and try out the bundle in `folder`; `provider` by default as TSERVE_PROVIDER says.
+
+        Raises BundleError, and ValueError for a setting or a provider that cannot be.
+        """
         self.bundle: Bundle = read(folder)
         self.about: Description = self.bundle.about
-        self._session = _session(self.bundle.model_file)
-        self.provider: str = self._session.get_providers()[0]
+        chosen = settings(self.about, provider=provider)
+        unrolled = self._open(chosen, "unrolled", provider)
+        if provider_of(unrolled) == CPU and chosen.device != "cpu":  # `auto` gave the device up, and said so
+            provider = "cpu"
+            chosen = settings(self.about, provider=provider)
+            unrolled = self._open(chosen, "unrolled", provider)
+        self.provider: str = provider_of(unrolled)
+        self.precision: Precision = chosen.precision
+        self.exit: Exit = chosen.exit
+        self._unrolled = unrolled
+        self._steps = StepModel(self._open(chosen, "step", provider))
         self._try_out()
-        logger.info("%s: %s on %s", folder, self.about.name, self.provider)
+        told = f"{self.precision} on {self.provider}, {self.exit.rule} > {self.exit.threshold}"
+        logger.info("%s: %s, %s", folder, self.about.name, told)
 
     def decode(self, source: bytes | Path) -> np.ndarray:
         """Decode an image file to the float32 [C, H, W] that this network takes; raises ImageError (a ValueError)."""
@@ -103,73 +153,83 @@ class Predictor:
             raise ValueError(f"images must lie in [0, 1], got {images[b, c, i, j]} at [{b}, {c}, {i}, {j}]")
         return images
 
-    def predict(self, images: np.ndarray) -> list[Prediction]:
-        """Classify images [B, C, H, W] in [0, 1]; ValueError for anything else (see `check`)."""
+    def predict(
+        self, images: np.ndarray, *, exit_threshold: float | None = None, steps: int | None = None
+    ) -> list[Prediction]:
+        """Classify images [B, C, H, W] in [0, 1]; ValueError for anything else (see `check`).
+
+        An image stops after the first step at which it is surer than `exit_threshold`, in [0, 1] (default: the
+        calibrated one; 1: never), at the latest after `steps`, 1 to T (default T).
+        """
         images = self.check(images)
+        exit = self.exit if exit_threshold is None else Exit(self.exit.rule, exit_threshold)
+        limit = self._steps.limit(steps)
         start = time.perf_counter()
-        logits, spike_rates, taps = self._session.run(OUTPUTS, {"image": images})
+        whole = exit.threshold == 1 and limit == self.about.T
+        traces = self._all_steps(images) if whole else self._steps.run(images, exit, limit)
         latency_s = time.perf_counter() - start
-        adds, macs = operations(taps, self.about)
+        taps = np.stack([np.rint(trace.taps).astype(np.int64).sum(axis=0) for trace in traces])
+        adds, macs = operations(taps[None], self.about)
         energy = self.about.energy
         return [
             Prediction(
-                logits=logits[:, b],
-                spike_rates=spike_rates[:, b],
+                logits=trace.logits,
+                spike_rates=trace.spike_rates,
                 sops=int(adds[b]),
                 macs=int(macs[b]),
                 energy_J=float(adds[b] * energy.ac_J + macs[b] * energy.mac_J),
                 latency_s=latency_s,
             )
-            for b in range(len(images))
+            for b, trace in enumerate(traces)
         ]
 
+    def _all_steps(self, images: np.ndarray) -> list[Trace]:
+        logits, spike_rates, taps = self._unrolled.run(OUTPUTS, {"image": images})
+        return [Trace(logits=logits[:, b], spike_rates=spike_rates[:, b], taps=taps[:, b]) for b in range(len(images))]
+
+    def _open(self, chosen: Settings, form: Form, provider: Provider | None) -> ort.InferenceSession:
+        """Open one form of the model and hold what it says of itself against bundle.json."""
+        file = self.bundle.model_file(chosen.precision, form)
+        session = open_session(file, provider=provider, fp16=chosen.precision == "fp16")
+        about, said = self.about, metadata(session)
+        expected: dict[str, Any] = {
+            "form": form,
+            "precision": chosen.precision,
+            "T": about.T,
+            "lif_layers": list(about.lif_layers),
+            "checkpoint_sha256": about.checkpoint_sha256,
+        }
+        for key, value in expected.items():
+            if said.get(key) != value:
+                raise _misfit(file, f"{key} is {said.get(key)!r}, expected {value!r}")
+        labels = said.get("labels")
+        if not isinstance(labels, list) or len(labels) != len(about.labels):
+            names = f"{len(labels)} labels" if isinstance(labels, list) else "no list of labels"
+            raise _misfit(file, f"it has {names}, expected {len(about.labels)}")
+        return session
+
     def _try_out(self) -> None:
-        """One run on a blank image: holds the model against bundle.json, and warms the session up."""
+        """Run a blank image through both forms: holds them against bundle.json, and warms the sessions up."""
         about = self.about
-        where = f"{self.bundle.model_file}: does not fit its bundle.json"
-        try:
-            outputs = self._session.run(OUTPUTS, {"image": np.zeros((1, *about.input.shape), np.float32)})
-        except Exception as error:  # onnxruntime's error types are made at run time and share no other base
-            raise BundleError(f"{where}: {error}; {WRITE_AGAIN}") from None
-        sizes = (len(about.labels), len(about.lif_layers), len(about.synapses))
-        for name, output, size in zip(OUTPUTS, outputs, sizes, strict=True):
-            if output.shape != (about.T, 1, size):
-                raise BundleError(
-                    f"{where}: {name} is {list(output.shape)}, expected {[about.T, 1, size]} (T, images, names); "
-                    f"{WRITE_AGAIN}"
-                )
+        blank = np.zeros((1, *about.input.shape), np.float32)
+        few = min(2, about.T)  # the second step reads what the first one gave
+        runs: dict[Form, Any] = {
+            "unrolled": lambda: self._all_steps(blank),
+            "step": lambda: self._steps.run(blank, Exit("confidence", 1.0), few),
+        }
+        sizes = {"logits": len(about.labels), "spike_rates": len(about.lif_layers), "taps": len(about.synapses)}
+        for form, run in runs.items():
+            file = self.bundle.model_file(self.precision, form)
+            try:
+                (trace,) = run()
+            except Exception as error:  # onnxruntime's error types are made at run time and share no other base
+                raise _misfit(file, str(error)) from None
+            steps = about.T if form == "unrolled" else few
+            for name, size in sizes.items():
+                shape = getattr(trace, name).shape
+                if shape != (steps, size):
+                    raise _misfit(file, f"{name} of an image is {list(shape)}, expected {[steps, size]} (steps, names)")
 
 
-def _session(model: Path) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads()
-    # Waiting threads that spin take the cores from the web server: on two busy cores a third of the throughput.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    wanted = [CUDA, CPU] if CUDA in ort.get_available_providers() and _cuda_devices() else [CPU]
-    if CUDA in wanted:
-        ort.preload_dlls()
-    try:
-        session = ort.InferenceSession(model, options, providers=wanted)
-    except Exception as error:  # see Predictor._try_out
-        raise BundleError(f"{model}: onnxruntime cannot load it: {error}") from None
-    if session.get_providers()[0] != wanted[0]:
-        logger.warning("onnxruntime could not use the CUDA device (its log says why): the CPU is used")
-    return session
-
-
-def threads() -> int:
-    """Threads of one run, from TSERVE_THREADS; 1 by default, which serves several callers best on few cores."""
-    text = os.environ.get(ENV_THREADS, "1")
-    if not text.isdecimal() or int(text) < 1:
-        raise ValueError(f"{ENV_THREADS} must be a whole number of threads, 1 or more, got {text!r}")
-    return int(text)
-
-
-def _cuda_devices() -> int:
-    """How many CUDA devices the driver sees; onnxruntime itself only says what it was built with."""
-    count = ctypes.c_int(0)
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return 0
-    return count.value if driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 else 0
+def _misfit(file: Path, why: str) -> BundleError:
+    return BundleError(f"{file}: does not fit its bundle.json: {why}; {WRITE_AGAIN}")

@@ -5,7 +5,8 @@ from typing import Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from serve.bundle import Description
+from serve.bundle import Description, Precision
+from serve.exits import Rule
 from serve.predictor import Prediction
 
 
@@ -34,7 +35,7 @@ class Step(Answer):
 
 
 class Classification(Answer):
-    """One image's answer. `label` is the argmax of the mean over all steps of the logits."""
+    """One image's answer. `label` is the argmax of the mean of the logits over the steps that were used."""
 
     label: str
     probability: float
@@ -45,7 +46,7 @@ class Classification(Answer):
     macs: int = Field(description="multiplications of this image (the first layer, and inputs that are not spikes)")
     energy_J: float = Field(description="sops * ac_J + macs * mac_J (see /model), joules")
     ann_energy_J: float = Field(description="the ANN of the same architecture on any image, joules")
-    steps_used: int
+    steps_used: int = Field(description="time steps until the network was sure (see /model, exit), at most T")
     model: str
     latency_s: float = Field(description="wall time of the network's run that this image was in, seconds")
 
@@ -74,10 +75,19 @@ class Classification(Answer):
         )
 
 
+class ServedExit(Answer):
+    """When an image stops: after the first step whose sureness by `rule` is greater than `threshold`; 1 never."""
+
+    rule: Rule
+    threshold: float
+
+
 class Served(Description):
     """The bundle that is served, and what runs it."""
 
-    provider: str = Field(description="onnxruntime's execution provider: CPUExecutionProvider or CUDAExecutionProvider")
+    precision: Precision = Field(description="the precision that is served, one of `models`")
+    provider: str = Field(description="onnxruntime's execution provider that really runs it: CPUExecutionProvider, ...")
+    exit: ServedExit
 
 
 class ErrorDetail(Answer):

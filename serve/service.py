@@ -12,8 +12,8 @@ import fastapi
 
 from serve import bundle, demo, intake
 from serve.gate import Gate
-from serve.predictor import Predictor, threads
-from serve.schema import Classification, Served
+from serve.predictor import Predictor, settings
+from serve.schema import Classification, Served, ServedExit
 
 
 web = fastapi.FastAPI(openapi_url=None)  # no pages of its own: BentoML shows its routes in /docs.json
@@ -21,9 +21,11 @@ web = fastapi.FastAPI(openapi_url=None)  # no pages of its own: BentoML shows it
 
 @web.get("/model", response_model_exclude={"files", "samples"})
 def model(request: fastapi.Request) -> Served:
-    """Describe the bundle that is served: classes, steps, layers, accuracy, joules per operation, provider."""
+    """Describe the bundle that is served: classes, steps, layers, accuracy, joules per operation, provider, exit."""
     predictor: Predictor = request.app.state.predictor
-    return Served(**predictor.about.model_dump(), provider=predictor.provider)
+    exit = ServedExit(rule=predictor.exit.rule, threshold=predictor.exit.threshold)
+    served = {"precision": predictor.precision, "provider": predictor.provider, "exit": exit}
+    return Served(**predictor.about.model_dump() | served)
 
 
 @bentoml.service(name="tserve", workers=1, traffic={"timeout": 60})
@@ -67,8 +69,7 @@ def refuse_early() -> None:
     if command is None or command.info_name != "serve":
         return
     try:
-        bundle.read(bundle.locate())
-        threads()
+        settings(bundle.read(bundle.locate()).about)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

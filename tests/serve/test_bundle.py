@@ -5,8 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from synthetic import THRESHOLD
 
 from serve.bundle import BundleError, locate, read
+from serve.exits import Exit
 
 
 Change = Callable[[dict], object]
@@ -22,7 +24,9 @@ def rewrite(folder: Path, change: Change) -> None:
 def test_a_whole_bundle_is_read(bundle_dir: Path) -> None:
     bundle = read(bundle_dir)
     assert bundle.about.input.shape == (1, 8, 8)
-    assert bundle.model_file.is_file()
+    assert bundle.model_file("fp32", "unrolled") == bundle_dir / "model.onnx"
+    assert bundle.model_file("fp32", "step") == bundle_dir / "step.onnx"
+    assert bundle.about.exits["fp32"].exit == Exit("confidence", THRESHOLD)
     assert bundle.sample_file(3) == bundle_dir / "samples" / "003.png"
 
 
@@ -40,7 +44,7 @@ def test_the_environment_names_the_bundle(monkeypatch: pytest.MonkeyPatch) -> No
     assert locate() == Path("runs/latest/bundle")
 
 
-@pytest.mark.parametrize("name", ["model.onnx", "samples/001.png"])
+@pytest.mark.parametrize("name", ["model.onnx", "step.onnx", "samples/001.png"])
 def test_one_changed_byte_is_found(own_bundle: Path, name: str) -> None:
     data = bytearray((own_bundle / name).read_bytes())
     data[len(data) // 2] ^= 1
@@ -65,14 +69,21 @@ def test_what_is_no_description_is_refused(own_bundle: Path, text: str | bytes) 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda b: b.update(format=2), "bundle format 2, this server reads 1"),
+        (lambda b: b.update(format=1), "bundle format 1, this server reads 2; write the bundle again"),
+        (lambda b: b.update(format=3), "bundle format 3, this server reads 2"),
         (lambda b: b.pop("labels"), "labels: Field required"),
         (lambda b: b.update(T=0), "T: Input should be greater than 0"),
         (lambda b: b["input"].update(channels=2), r"input\.channels: Input should be 1 or 3"),
-        (lambda b: b["model"].update(form="step"), r"model\.form: Input should be 'unrolled'"),
+        (lambda b: b["models"]["fp32"].pop("step"), r"models\.fp32\.step: Field required"),
+        (lambda b: b["models"].update(int4=b["models"]["fp32"]), r"models\.int4\S*: Input should be 'fp32', 'fp16' or"),
+        (lambda b: b.update(precision="int8"), "precision int8 has no entry under 'models'"),
+        (lambda b: b["models"].update(int8=b["models"]["fp32"]), "'models' are fp32, int8, but 'exits' are fp32"),
+        (lambda b: b["exits"]["fp32"].update(rule="patience"), r"exits\.fp32\.rule: Input should be 'confidence', 'en"),
+        (lambda b: b["exits"]["fp32"].update(threshold=1.5), r"exits\.fp32\.threshold: Input should be less than or e"),
+        (lambda b: b["exits"]["fp32"].update(threshold=0.7), "threshold 0.7 is in no row of the table"),
         (lambda b: b["synapses"][1].update(kind="xor"), r"synapses\.1\.kind"),
         (lambda b: b["energy"].update(ac_J=float("nan")), r"energy\.ac_J: Input should be a finite number"),
-        (lambda b: b["model"].update(file="other.onnx"), r"other\.onnx: used, but not listed"),
+        (lambda b: b["models"]["fp32"].update(step="other.onnx"), r"other\.onnx: used, but not listed"),
         (lambda b: b["samples"].append({"file": "x.png", "label": "ring"}), r"x\.png: used, but not listed"),
         (lambda b: b["files"].update({"../x": b["files"]["model.onnx"]}), r"\.\./x: file names must stay inside"),
         (lambda b: b["files"].update({"/etc/x": b["files"]["model.onnx"]}), "/etc/x: file names must stay inside"),

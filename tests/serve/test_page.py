@@ -52,7 +52,9 @@ def wait(page: Any, condition: Any) -> None:
 def test_a_chosen_sample_shows_what_the_predictor_says(page: Any, bundle_dir: Path) -> None:
     predictor = Predictor(bundle_dir)
     for index in (5, 2):
-        prediction = predictor.predict(predictor.decode(predictor.bundle.sample_file(index))[None])[0]
+        prediction = predictor.predict(predictor.decode(predictor.bundle.sample_file(index))[None], exit_threshold=1.0)[
+            0
+        ]
         find(page, "#samples button.thumbnail-item")[index].click()
         confidence = f"{100 * prediction.probs.max():.1f} % confident"
         wait(page, lambda confidence=confidence: text(page, "#confidence") == confidence)
@@ -60,6 +62,7 @@ def test_a_chosen_sample_shows_what_the_predictor_says(page: Any, bundle_dir: Pa
         cells = [float(cell.text) for cell in find(page, "#spike-rates td")]
         assert cells == pytest.approx((100 * prediction.spike_rates.T).ravel().tolist(), abs=0.051)
         rows = [row.text.split() for row in find(page, "#steps tbody tr")]
+        assert len(rows) == predictor.about.T  # all steps are shown, wherever the exit would be
         assert [float(row[-2]) for row in rows] == pytest.approx(
             (100 * prediction.running_probs.max(axis=1)).tolist(), abs=0.051
         )
@@ -87,7 +90,7 @@ def test_an_upload_is_classified_and_a_broken_one_refused(page: Any, bundle_dir:
     wait(page, lambda: is_loaded(page))
     predictor = Predictor(bundle_dir)
     (tmp_path / "good.png").write_bytes(png(draw(13)))
-    prediction = predictor.predict(predictor.decode(tmp_path / "good.png")[None])[0]
+    prediction = predictor.predict(predictor.decode(tmp_path / "good.png")[None], exit_threshold=1.0)[0]
     find(page, "#upload input[type=file]")[0].send_keys(str(tmp_path / "good.png"))
     wait(page, lambda: text(page, "#confidence") == f"{100 * prediction.probs.max():.1f} % confident")
     assert text(page, "#label") == predictor.about.labels[prediction.probs.argmax()]

@@ -1,18 +1,19 @@
 """The predictor against onnxruntime run directly, and its arithmetic against counts made by hand."""
 
 import json
-import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from synthetic import LABELS, draw
+from synthetic import LABELS, THRESHOLD, build_model, build_step, describe, draw, exact_images, write_bundle
 
+from serve import session as sessions
 from serve.bundle import BundleError, read
-from serve.predictor import Predictor, operations, softmax
+from serve.exits import Exit, softmax, steps_needed
+from serve.predictor import Predictor, operations
 from serve.schema import Classification
 
 
@@ -26,22 +27,16 @@ def images(count: int) -> np.ndarray:
     return np.stack([draw(i) for i in range(count)])[:, None].astype(np.float32) / np.float32(255)
 
 
-@given(st.lists(st.floats(-500, 500), min_size=1, max_size=6))
-def test_softmax_is_the_ratio_of_exponentials(logits: list[float]) -> None:
-    expected = [1 / math.fsum(math.exp(min(other - own, 700)) for other in logits) for own in logits]
-    assert softmax(np.array(logits)) == pytest.approx(expected, rel=1e-9, abs=1e-300)
-
-
 def test_every_image_of_a_batch_gets_what_onnxruntime_says_of_it(predictor: Predictor, bundle_dir: Path) -> None:
     session = ort.InferenceSession(bundle_dir / "model.onnx", providers=["CPUExecutionProvider"])
     logits, rates = session.run(["logits", "spike_rates"], {"image": images(5)})
-    for b, prediction in enumerate(predictor.predict(images(5))):
+    for b, prediction in enumerate(predictor.predict(images(5), exit_threshold=1.0)):
         assert np.allclose(prediction.logits, logits[:, b], atol=1e-6)
         assert np.array_equal(prediction.spike_rates, rates[:, b])
 
 
 def test_the_running_answer_averages_logits_not_probabilities(predictor: Predictor) -> None:
-    prediction = predictor.predict(images(1))[0]
+    prediction = predictor.predict(images(1), exit_threshold=1.0)[0]
     for t in range(1, 4):
         mean = sum(prediction.logits[i].astype(float) for i in range(t)) / t
         assert np.allclose(prediction.running_probs[t - 1], softmax(mean), atol=1e-12)
@@ -57,7 +52,7 @@ def test_operations_are_counted_as_by_hand(predictor: Predictor) -> None:
 
 
 def test_energy_is_recounted_spike_by_spike(predictor: Predictor, bundle_dir: Path) -> None:
-    prediction = predictor.predict(images(1))[0]
+    prediction = predictor.predict(images(1), exit_threshold=1.0)[0]
     session = ort.InferenceSession(bundle_dir / "model.onnx", providers=["CPUExecutionProvider"])
     taps = session.run(["taps"], {"image": images(1)})[0]
     adds, macs = 0, 8 * 8 * 9 * 4
@@ -113,23 +108,170 @@ def test_wrong_arrays_are_refused(predictor: Predictor, array: np.ndarray, said:
         predictor.predict(array)
 
 
-def test_a_model_that_does_not_fit_its_description_is_refused(own_bundle: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda b: b["lif_layers"].append("x"), r"lif_layers is \['features.0.lif', .*, expected \[.*, 'x'\]"),
+        (lambda b: b.update(T=4), "T is 3, expected 4"),
+        (lambda b: b["labels"].append("x"), "it has 4 labels, expected 5"),
+        (lambda b: b.update(checkpoint_sha256="1" * 64), "checkpoint_sha256 is '0000"),
+        (lambda b: b["synapses"].append(b["synapses"][0]), r"taps of an image is \[3, 2\], expected \[3, 3\] \(steps"),
+        (lambda b: b["models"]["fp32"].update(step="model.onnx"), "form is 'unrolled', expected 'step'"),
+        (lambda b: b["models"]["fp32"].update(unrolled="step.onnx"), "form is 'step', expected 'unrolled'"),
+        (lambda b: b["input"].update(height=9), "does not fit its bundle.json: .*image"),
+    ],
+)
+def test_a_model_that_does_not_fit_its_description_is_refused(
+    own_bundle: Path, change: Callable[[dict], object], said: str
+) -> None:
     fields = json.loads((own_bundle / "bundle.json").read_text())
-    fields["lif_layers"].append("features.2.lif")
+    change(fields)
     (own_bundle / "bundle.json").write_text(json.dumps(fields))
-    with pytest.raises(BundleError, match=r"spike_rates is \[3, 1, 2\], expected \[3, 1, 3\]"):
+    with pytest.raises(BundleError, match=said) as refused:
+        Predictor(own_bundle)
+    assert "write the bundle again" in str(refused.value)
+
+
+@pytest.mark.parametrize(("file", "build"), [("model.onnx", build_model), ("step.onnx", build_step)])
+def test_a_model_of_another_precision_or_T_is_refused(
+    own_bundle: Path, file: str, build: Callable[..., onnx.ModelProto]
+) -> None:
+    for changed, said in (
+        ({"precision": "int8"}, "precision is 'int8', expected 'fp32'"),
+        ({"steps": 5}, "T is 5, exp"),
+    ):
+        onnx.save(build(**changed), own_bundle / file)
+        describe(own_bundle)
+        with pytest.raises(BundleError, match=f"{file}: does not fit its bundle.json: {said}"):
+            Predictor(own_bundle)
+
+
+def test_a_model_that_gives_other_than_it_says_is_refused(own_bundle: Path) -> None:
+    """Its metadata say T = 3, and it runs 2 steps."""
+    model, says = build_model(steps=2), build_model()
+    del model.metadata_props[:]
+    model.metadata_props.extend(says.metadata_props)
+    onnx.save(model, own_bundle / "model.onnx")
+    describe(own_bundle)
+    with pytest.raises(BundleError, match=r"logits of an image is \[2, 4\], expected \[3, 4\] \(steps, names\)"):
         Predictor(own_bundle)
 
 
-@pytest.mark.parametrize("text", ["0", "-1", "two", "1.5"])
-def test_a_wrong_number_of_threads_is_refused(bundle_dir: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    monkeypatch.setenv("TSERVE_THREADS", text)
-    with pytest.raises(ValueError, match="TSERVE_THREADS must be a whole number"):
-        Predictor(bundle_dir)
+def test_a_file_that_is_no_model_is_refused_by_name(own_bundle: Path) -> None:
+    (own_bundle / "step.onnx").write_bytes((own_bundle / "step.onnx").read_bytes()[:-40])
+    describe(own_bundle)
+    with pytest.raises(BundleError, match=r"step\.onnx: not an ONNX model, or only a part of one"):
+        Predictor(own_bundle)
+
+
+def test_a_model_that_was_cut_behind_its_graph_is_refused(own_bundle: Path) -> None:
+    """onnxruntime loads such a file: what is missing is only what the model says of itself."""
+    model = onnx.load(own_bundle / "model.onnx")
+    del model.metadata_props[1:]
+    onnx.save(model, own_bundle / "model.onnx")
+    describe(own_bundle)
+    with pytest.raises(BundleError, match=r"model\.onnx: does not fit its bundle.json: form is None, expected 'unrol"):
+        Predictor(own_bundle)
+
+
+def all_logits(bundle_dir: Path, array: np.ndarray) -> np.ndarray:
+    """[T, B, K] of a bare session."""
+    session = ort.InferenceSession(bundle_dir / "model.onnx", providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(["logits"], {"image": array})[0])
+
+
+def test_images_stop_at_the_calibrated_exit_unless_told_otherwise(predictor: Predictor, bundle_dir: Path) -> None:
+    logits = all_logits(bundle_dir, images(12))
+    for given, threshold in (({}, THRESHOLD), ({"exit_threshold": 0.5}, 0.5), ({"exit_threshold": 0}, 0.0)):
+        steps = steps_needed(logits, Exit("confidence", threshold))
+        predictions = predictor.predict(images(12), **given)
+        assert [len(p.logits) for p in predictions] == steps.tolist()
+        for b, prediction in enumerate(predictions):
+            np.testing.assert_allclose(prediction.logits, logits[: steps[b], b], atol=1e-6)
+    assert len(set(steps_needed(logits, Exit("confidence", THRESHOLD)).tolist())) > 1
+
+
+def test_threshold_1_gives_every_bit_of_the_unrolled_model(predictor: Predictor, bundle_dir: Path) -> None:
+    array = exact_images(6)
+    logits = all_logits(bundle_dir, array)
+    for steps in (None, 1, 2, 3):
+        predictions = predictor.predict(array, exit_threshold=1.0, steps=steps)
+        for b, prediction in enumerate(predictions):
+            np.testing.assert_array_equal(prediction.logits, logits[: steps or 3, b], strict=True)
+
+
+def test_energy_counts_the_steps_that_were_run(predictor: Predictor, bundle_dir: Path) -> None:
+    array = exact_images(3)
+    session = ort.InferenceSession(bundle_dir / "model.onnx", providers=["CPUExecutionProvider"])
+    (taps,) = session.run(["taps"], {"image": array})
+    for steps in (1, 2, 3):
+        for b, prediction in enumerate(predictor.predict(array, exit_threshold=1.0, steps=steps)):
+            adds = sum(6 * round(float(taps[t, b, 0])) for t in range(steps))
+            macs = 8 * 8 * 9 * 4 + sum(4 * round(float(taps[t, b, 1])) for t in range(steps))
+            assert (prediction.sops, prediction.macs) == (adds, macs)
+            assert prediction.energy_J == pytest.approx(adds * 0.9e-12 + macs * 4.6e-12, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"exit_threshold": 1.01}, r"must lie in \[0, 1\]"),
+        ({"exit_threshold": -1}, r"must lie in \[0, 1\]"),
+        ({"steps": 0}, "steps must be 1 to 3, got 0"),
+        ({"steps": 4, "exit_threshold": 1.0}, "steps must be 1 to 3, got 4"),
+    ],
+)
+def test_wrong_wishes_are_refused(predictor: Predictor, wrong: dict, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        predictor.predict(images(1), **wrong)
+
+
+def test_the_environment_moves_the_exit(bundle_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = all_logits(bundle_dir, images(12))
+    for text in ("1", "0.5", "0"):
+        monkeypatch.setenv("TSERVE_EXIT_THRESHOLD", text)
+        steps = steps_needed(logits, Exit("confidence", float(text)))
+        assert [len(p.logits) for p in Predictor(bundle_dir).predict(images(12))] == steps.tolist()
+    for text in ("1.1", "-0.1", "high", "nan"):
+        monkeypatch.setenv("TSERVE_EXIT_THRESHOLD", text)
+        with pytest.raises(ValueError, match=rf"TSERVE_EXIT_THRESHOLD must be a number in \[0, 1\].*got '{text}'"):
+            Predictor(bundle_dir)
+
+
+def test_the_default_precision_is_served_and_the_environment_names_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_bundle(tmp_path / "bundle", precisions=("int8", "fp32"))
+    monkeypatch.setenv("TSERVE_PROVIDER", "cpu")
+    for env, precision, file in (("", "int8", "model.int8.onnx"), ("fp32", "fp32", "model.onnx")):
+        monkeypatch.setenv("TSERVE_PRECISION", env)
+        predictor = Predictor(folder)
+        session = ort.InferenceSession(folder / file, providers=["CPUExecutionProvider"])
+        (logits,) = session.run(["logits"], {"image": exact_images(2)})
+        assert predictor.precision == precision
+        for steps in (2, 3):  # the step form, and the unrolled one
+            (prediction, _) = predictor.predict(exact_images(2), exit_threshold=1.0, steps=steps)
+            np.testing.assert_array_equal(prediction.logits, logits[:steps, 0])
+    monkeypatch.setenv("TSERVE_PRECISION", "fp16")
+    with pytest.raises(ValueError, match="TSERVE_PRECISION: this bundle has int8, fp32, not 'fp16'"):
+        Predictor(folder)
+
+
+@pytest.mark.skipif(sessions.cuda_devices() > 0, reason="this machine's CUDA device would really start")
+def test_a_device_that_cannot_be_started_is_given_up_with_its_precision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write_bundle(tmp_path / "bundle", precisions=("int8", "fp32", "fp16"))
+    monkeypatch.setattr(sessions, "cuda_devices", lambda: 1)
+    predictor = Predictor(folder, provider="auto")
+    assert (predictor.precision, predictor.provider) == ("int8", "CPUExecutionProvider")
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    with pytest.raises(ValueError, match="provider cuda: onnxruntime could not start CUDAExecutionProvider"):
+        Predictor(folder, provider="cuda")
 
 
 def test_an_answer_says_what_the_arrays_say(predictor: Predictor, bundle_dir: Path) -> None:
-    prediction = predictor.predict(images(1))[0]
+    prediction = predictor.predict(images(1), exit_threshold=1.0)[0]
     answer = Classification.of(prediction, read(bundle_dir).about)
     assert answer.label == LABELS[int(prediction.logits.mean(axis=0).argmax())]
     assert [guess.probability for guess in answer.top_k] == sorted(prediction.probs.tolist(), reverse=True)

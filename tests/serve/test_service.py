@@ -14,9 +14,11 @@ import onnxruntime as ort
 import pytest
 from PIL import Image
 from serving_process import ROOT, free_port
-from synthetic import LABELS, draw, png
+from synthetic import LABELS, THRESHOLD, draw, png
 
+from serve.exits import Exit, steps_needed
 from serve.schema import Classification
+from serve.session import cuda_devices
 
 
 GOOD = {"image": ("picture.png", png(draw(1)), "image/png")}
@@ -43,12 +45,15 @@ def test_classify_says_what_onnxruntime_says(client: httpx.Client, session: ort.
     answer = client.post("/classify", files={"image": ("x.png", png(pixels), "image/png")}).json()
     image = pixels[None, None].astype(np.float32) / np.float32(255)
     logits, rates = (output[:, 0] for output in session.run(["logits", "spike_rates"], {"image": image}))
+    steps = int(steps_needed(logits[:, None], Exit("confidence", THRESHOLD))[0])
+    logits, rates = logits[:steps], rates[:steps]
     probs = softmax(logits.mean(axis=0))
     assert answer["label"] == LABELS[probs.argmax()]
     assert answer["probability"] == pytest.approx(probs.max(), abs=1e-6)
     assert {g["label"]: g["probability"] for g in answer["top_k"]} == pytest.approx(
         dict(zip(LABELS, probs, strict=True)), abs=1e-6
     )
+    assert len(answer["per_timestep"]) == steps
     for t, row in enumerate(answer["per_timestep"]):
         alone, running = softmax(logits[t]), softmax(logits[: t + 1].mean(axis=0))
         assert row["t"] == t + 1
@@ -59,20 +64,21 @@ def test_classify_says_what_onnxruntime_says(client: httpx.Client, session: ort.
         "features.1.lif": pytest.approx(rates[:, 1].tolist()),
     }
     assert answer["energy_J"] == pytest.approx(answer["sops"] * 9e-13 + answer["macs"] * 4.6e-12)
-    assert answer["steps_used"] == 3
+    assert answer["steps_used"] == steps
     assert answer["model"] == "shapes-synthetic-T3"
     assert answer["latency_s"] > 0
 
 
 @pytest.mark.parametrize("wrap", [lambda array: array, lambda array: {"images": array}], ids=["array", "object"])
 def test_classify_batch_gives_each_image_its_single_answer(client: httpx.Client, wrap: object) -> None:
-    array = [[(draw(i) / 255).tolist()] for i in range(3)]
+    array = [[(draw(i) / 255).tolist()] for i in range(4)]
     answers = client.post("/classify_batch", json=wrap(array)).json()
     for i, answer in enumerate(answers):
         single = client.post("/classify", files={"image": ("x.png", png(draw(i)), "image/png")}).json()
         del answer["latency_s"], single["latency_s"]
         assert answer == single
-    assert len({answer["energy_J"] for answer in answers}) == 3
+    assert len({answer["energy_J"] for answer in answers}) == 4
+    assert len({answer["steps_used"] for answer in answers}) > 1
 
 
 def test_model_describes_the_bundle(client: httpx.Client) -> None:
@@ -81,6 +87,9 @@ def test_model_describes_the_bundle(client: httpx.Client) -> None:
     assert about["T"] == 3
     assert about["input"] == {"channels": 1, "height": 8, "width": 8}
     assert about["provider"] in ("CPUExecutionProvider", "CUDAExecutionProvider")
+    assert about["precision"] == "fp32"
+    assert about["exit"] == {"rule": "confidence", "threshold": THRESHOLD}
+    assert about["exits"]["fp32"]["table"][0]["mean_steps"] == 2
     assert "files" not in about
 
 
@@ -195,13 +204,36 @@ def test_bad_input_is_answered_and_the_server_goes_on(
     assert client.post("/classify", files=GOOD).status_code == 200
 
 
+def ended(env: dict[str, str]) -> str:
+    """What `bentoml serve` says on stderr before it ends with status 2, which it must, in one line."""
+    command = [sys.executable, "-m", "bentoml", "serve", "--host", "127.0.0.1", "--port", str(free_port())]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stdout + done.stderr
+    return done.stderr
+
+
 def test_a_missing_bundle_ends_the_command_with_one_message(serve_env: dict[str, str], tmp_path: Path) -> None:
     missing = str(tmp_path / "none")
-    command = [sys.executable, "-m", "bentoml", "serve", "--host", "127.0.0.1", "--port", str(free_port())]
-    ended = subprocess.run(
-        command, cwd=ROOT, env=serve_env | {"TSERVE_BUNDLE": missing}, capture_output=True, text=True, timeout=60
-    )
-    assert ended.returncode == 2
-    assert ended.stderr.startswith(f"error: {missing}: no bundle here")
-    assert "python -m export.bundle CKPT" in ended.stderr
-    assert "Traceback" not in ended.stdout + ended.stderr
+    said = ended(serve_env | {"TSERVE_BUNDLE": missing})
+    assert said.startswith(f"error: {missing}: no bundle here")
+    assert "python -m export.bundle CKPT" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("TSERVE_PRECISION", "int8", "error: TSERVE_PRECISION: this bundle has fp32, not 'int8'"),
+        ("TSERVE_EXIT_THRESHOLD", "2", "error: TSERVE_EXIT_THRESHOLD must be a number in [0, 1]"),
+        ("TSERVE_PROVIDER", "tpu", "error: TSERVE_PROVIDER must be one of auto, cpu, cuda, tensorrt"),
+    ],
+)
+def test_a_wrong_setting_ends_the_command_with_one_message(
+    serve_env: dict[str, str], name: str, value: str, said: str
+) -> None:
+    assert ended(serve_env | {name: value}).startswith(said)
+
+
+@pytest.mark.skipif(cuda_devices() > 0, reason="this machine's CUDA device is there")
+def test_a_missing_device_ends_the_command_with_one_message(serve_env: dict[str, str]) -> None:
+    assert ended(serve_env | {"TSERVE_PROVIDER": "cuda"}).startswith("error: provider cuda: the driver sees no CUDA")
