@@ -4,12 +4,14 @@ Evaluation, ONNX model, netx file, energy and their verification are made by the
 appears only when all of them passed. A student that Loihi cannot express is bundled without a .net, with the reason.
 """
 
+from __future__ import annotations
+
 import hashlib
 import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional
 
@@ -18,7 +20,11 @@ from export.verify import judged
 from train import cli
 
 
-FORMAT = 1
+if TYPE_CHECKING:
+    from export.bundle_models import Models
+
+
+FORMAT = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +38,15 @@ class BundleConfig:
     name: str | None = None
     """The model's name at the server; default: made of data set, network, method and T."""
     samples: int = 256
-    """Test images on which the ONNX model is verified and the energy counted."""
+    """Test images on which the ONNX models are verified and the energy counted."""
     netx_samples: int = 16
     """Test images on which the .net file is run."""
     verify: Literal["lava", "reference", "none"] = "lava"
     """What runs the .net file: Lava's simulator, our numpy model of it, or nothing."""
+    precision: Literal["auto", "fp32", "int8"] = "auto"
+    """What the server runs by default; auto: int8, the chip's integers, unless it costs more than `tolerance`."""
+    tolerance: float = 0.005
+    """Accuracy that stopping early, and int8, may lose on validation images."""
     gallery: int = 20
     """Test images that go into the bundle as samples of the demo."""
     data_root: Path | None = None
@@ -46,6 +56,8 @@ class BundleConfig:
         for field in ("samples", "netx_samples", "gallery"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
+        if not 0 <= self.tolerance <= 1:
+            raise ValueError(f"tolerance must be in [0, 1], got {self.tolerance}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +72,10 @@ class Result:
 
 
 def main(config: BundleConfig) -> Result:
-    """Write the bundle, whole or not at all. Raises NotVerified if the ONNX model or the .net file fails its check."""
-    from export import energy, to_onnx
+    """Write the bundle, whole or not at all. Raises NotVerified if a model or the .net file fails its check."""
+    from export import energy, exits
+    from export.bundle_models import write_models
+    from hardware import chip
     from train import evaluate
     from train.checkpoint import Checkpoint
     from train.record import atomic, write_json
@@ -82,21 +96,31 @@ def main(config: BundleConfig) -> Result:
         netx = write_netx(config, new / "student.net")
         print("evaluating on the test split", flush=True)
         evaluation = evaluate.main(evaluate.EvaluateConfig(**common, out=new, device="cpu"))
-        print("writing and verifying the ONNX model", flush=True)
-        onnx = to_onnx.main(to_onnx.OnnxConfig(**common, out=new / "model.onnx", samples=config.samples))
+        print("writing and verifying the ONNX models, and measuring when they may stop", flush=True)
+        counting = energy.EnergyConfig(**common, out=new, samples=config.samples)
+        models = write_models(
+            checkpoint,
+            new,
+            common=common,
+            samples=config.samples,
+            net=new / "student.net",
+            chip=chip.load(counting.chip),
+            tolerance=config.tolerance,
+        )
+        write_json(new / "exits.json", models.exits)
+        exits.plot(models.exits, new / "exits.png")
+        precision = models.served(tolerance=config.tolerance) if config.precision == "auto" else config.precision
+        if precision not in models.results:
+            raise ValueError(f"--precision {precision}: {models.unsupported[precision]}")
         print("writing and verifying the NIR file", flush=True)
         nir = write_nir(common, new / "student.nir")
         print("counting operations", flush=True)
-        counted = energy.main(energy.EnergyConfig(**common, out=new, samples=config.samples)).report
-        verification = {
-            "onnx": onnx.verdict.to_json(),
-            "onnx_evaluator": onnx.evaluated.to_json(),
-            "netx": netx,
-            "nir": nir,
-        }
+        counted = energy.main(counting).report
+        verification = {"onnx": models.verification, "netx": netx, "nir": nir}
         write_json(new / "verify.json", verification)
         about = {
-            **describe(checkpoint, onnx.metadata, evaluation, counted, name=config.name),
+            **describe(checkpoint, models, evaluation, counted, name=config.name),
+            "precision": precision,
             "samples": write_gallery(checkpoint, new / "samples", config),
         }
         (new / "card.md").write_text(card(checkpoint, about, evaluation, counted, verification))
@@ -144,9 +168,13 @@ def write_nir(common: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def describe(
-    checkpoint: Any, metadata: dict[str, Any], evaluation: dict[str, Any], counted: dict[str, Any], *, name: str | None
+    checkpoint: Any, models: Models, evaluation: dict[str, Any], counted: dict[str, Any], *, name: str | None
 ) -> dict[str, Any]:
-    """bundle.json without samples and files: all that the server needs, from the other files' contents."""
+    """What the server needs to know of the student and its models, from the other files' contents."""
+    from export.bundle_models import FILES
+    from export.exits import short
+
+    metadata = models.results["fp32"]["unrolled"].metadata
     net, recorded = checkpoint.net, checkpoint.provenance["config"]
     per_image, prices = counted["per_image"], counted["prices"]
     return {
@@ -156,7 +184,8 @@ def describe(
         "T": net.T,
         "labels": list(checkpoint.labels),
         "input": {"channels": net.in_channels, "height": net.size, "width": net.size},
-        "model": {"file": "model.onnx", "precision": metadata["precision"], "form": metadata["form"]},
+        "models": {precision: FILES[precision] for precision in models.results},
+        "exits": {precision: short(found) for precision, found in models.exits.items()},
         "lif_layers": metadata["lif_layers"],
         "synapses": metadata["synapses"],
         "energy": {

@@ -43,9 +43,45 @@ def summary_rows(
         ("energy of the ANN", f"{joules(ann['energy_J'])} ({ann['macs']:,} MACs), ratio {per_image['ratio']:.3f}"),
         ("  convention", f"{energy['convention']['name']}, prices of {energy['chip']}, no memory access"),
     ]
-    for key in ("onnx", "onnx_evaluator"):
-        rows.append(verdict_row("ONNX", verification[key]))
-    return [*rows, *netx_rows(verification["netx"]), *nir_rows(verification["nir"])]
+    return [
+        *rows,
+        *onnx_rows(verification["onnx"]),
+        *exit_rows(about),
+        *netx_rows(verification["netx"]),
+        *nir_rows(verification["nir"]),
+    ]
+
+
+def onnx_rows(onnx: dict[str, Any]) -> list[tuple[str, str]]:
+    """The ONNX models, by precision and form."""
+    rows = []
+    for precision, forms in onnx.items():
+        if "unsupported" in forms:
+            rows.append((f"ONNX {precision}", f"not expressible: {forms['unsupported']}"))
+            continue
+        for form, engines in forms.items():
+            name = f"ONNX {precision}" if form == "unrolled" else f"  {form} form"
+            verdicts = [verdict for verdict in engines.values() if verdict is not None]
+            rows += [verdict_row(name, verdict) for verdict in verdicts[: 2 if form == "unrolled" else 1]]
+    return rows
+
+
+def exit_rows(about: dict[str, Any]) -> list[tuple[str, str]]:
+    """When images stop, and what it is worth."""
+    rows = []
+    for precision, found in about["exits"].items():
+        chosen = next(row for row in found["table"] if row["threshold"] == found["threshold"])
+        last = found["table"][-1]
+        served = ", as served" if precision == about["precision"] else ""
+        rows.append(
+            (
+                f"any-time, {precision}{served}",
+                f"{percent(chosen['accuracy'])} in {chosen['mean_steps']:.2f} steps an image, "
+                f"{joules(chosen['energy_J'])}; "
+                f"all {about['T']} steps {percent(last['accuracy'])} ({found['rule']} > {found['threshold']:.3f})",
+            )
+        )
+    return rows
 
 
 def netx_rows(netx: dict[str, Any]) -> list[tuple[str, str]]:

@@ -43,7 +43,10 @@ def imported(nodes: list[ast.stmt] | ast.AST) -> set[str]:
 @pytest.mark.parametrize("package", PACKAGES)
 def test_a_package_imports_only_what_it_may(package: str) -> None:
     for name, tree in modules(package).items():
-        used = {target.split(".")[0] for target in imported(tree)} & set(PACKAGES)
+        ours = {target for target in imported(tree) if target.split(".")[0] in PACKAGES}
+        if package == "export":  # when an image may stop is decided by one rule, in a bundle and at the server
+            ours = {target for target in ours if target.split(".")[:2] != ["serve", "exits"]}
+        used = {target.split(".")[0] for target in ours}
         assert used <= ALLOWED[package], f"{name} imports {used - ALLOWED[package]}"
 
 

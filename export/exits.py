@@ -1,0 +1,296 @@
+"""When a student may stop: thresholds chosen on validation images, and what they are worth on test images.
+
+`python -m export.exits CKPT MODEL.onnx` measures the exported file itself, in onnxruntime, and writes exits.json and
+exits.png. `python -m export.bundle` does it for every model of a bundle. The rules are those that the server applies:
+serve/exits.py.
+
+Shapes: T time steps, N images, K classes, M spike-driven synaptic layers.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+from tyro.conf import Positional
+
+from serve.exits import RULES, Exit, Rule, running_mean, steps_needed, sureness_by_step
+from train import cli
+
+
+if TYPE_CHECKING:
+    from export.images import RealImages
+    from hardware.chip import Chip
+
+
+TOLERANCE = 0.005
+THRESHOLDS = (0.0, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 1.0)
+"""Rows of the table, beside the one that is chosen."""
+CANDIDATES = 400
+"""Thresholds that are tried, at equal shares of the images."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Measured:
+    """What a model did with N images."""
+
+    logits: np.ndarray
+    """[T, N, K], of each step alone."""
+    labels: np.ndarray
+    """[N]."""
+    energy_J: np.ndarray
+    """[T, N]: joules of an image that stops after step t."""
+    on: dict[str, Any]
+    """Which images."""
+
+
+def correct(measured: Measured) -> np.ndarray:
+    """Whether an image that stops after step t is answered right, bool [T, N]."""
+    return np.asarray(running_mean(measured.logits).argmax(-1) == measured.labels)
+
+
+def calibrate(logits: np.ndarray, labels: np.ndarray, *, tolerance: float = TOLERANCE) -> Exit:
+    """The rule and threshold with the fewest steps that lose at most `tolerance` of the accuracy of all T steps.
+
+    logits [T, N, K], labels [N]. Other images may lose more than these, so what is held against the tolerance is the
+    loss plus its standard error: of N images some are right early only or late only, and one more is assumed, so that
+    few images cannot show more than they can know. A threshold of 1, which loses nothing, is the last resort.
+    """
+    right = running_mean(logits).argmax(-1) == labels
+    best, fewest = Exit("confidence", 1.0), float(len(logits))
+    for rule in RULES:
+        sure = sureness_by_step(logits, rule)[:-1]
+        tried = np.unique(np.quantile(sure, np.linspace(0, 1, CANDIDATES))) if sure.size else np.ones(1)
+        for threshold in np.clip(tried, 0, 1):
+            exit = Exit(rule, float(threshold))
+            steps = steps_needed(logits, exit)
+            lost = right[-1].astype(int) - right[steps - 1, np.arange(len(labels))]
+            error = np.sqrt(np.abs(lost).sum() + 1) / len(lost)
+            if steps.mean() < fewest and max(0.0, lost.mean()) + error <= tolerance:
+                best, fewest = exit, float(steps.mean())
+    return best
+
+
+def row(measured: Measured, exit: Exit) -> dict[str, float]:
+    """What an exit is worth on these images: mean steps, accuracy, joules an image."""
+    steps = steps_needed(measured.logits, exit)
+    last = (steps - 1, np.arange(len(steps)))
+    return {
+        "mean_steps": float(steps.mean()),
+        "accuracy": float(correct(measured)[last].mean()),
+        "energy_J": float(measured.energy_J[last].mean()),
+    }
+
+
+def report(test: Measured, validation: Measured | None, *, tolerance: float = TOLERANCE) -> dict[str, Any]:
+    """The chosen exit and the table of others by the same rule, JSON types.
+
+    Without validation images nothing can be chosen: the exit is then after all T steps.
+    """
+    chosen = Exit("confidence", 1.0)
+    if validation is not None:
+        chosen = calibrate(validation.logits, validation.labels, tolerance=tolerance)
+    rows = []
+    for threshold in sorted({*THRESHOLDS, chosen.threshold}):
+        exit = Exit(chosen.rule, threshold)
+        seen = row(validation, exit) if validation is not None else {}
+        rows.append(
+            {
+                "threshold": threshold,
+                **row(test, exit),
+                "val_mean_steps": seen.get("mean_steps"),
+                "val_accuracy": seen.get("accuracy"),
+            }
+        )
+    return {
+        "rule": chosen.rule,
+        "threshold": chosen.threshold,
+        "tolerance": tolerance,
+        "calibrated_on": validation.on if validation is not None else None,
+        "measured_on": test.on,
+        "table": rows,
+        "other_rules": {rule: curve(test, rule) for rule in RULES},
+    }
+
+
+def curve(measured: Measured, rule: Rule) -> list[dict[str, float]]:
+    """Mean steps and accuracy over thresholds of a rule, for the plot."""
+    sure = sureness_by_step(measured.logits, rule)[:-1]
+    levels = np.quantile(sure, np.linspace(0, 1, 33)) if sure.size else np.ones(1)
+    points = [row(measured, Exit(rule, float(np.clip(level, 0, 1)))) for level in (0.0, *levels, 1.0)]
+    unique = {point["mean_steps"]: point for point in points}
+    return [unique[steps] for steps in sorted(unique)]
+
+
+def measure(model: Path, real: RealImages, *, prices: tuple[float, float, float], batch_size: int = 64) -> Measured:
+    """Run an unrolled model over images in onnxruntime on the CPU.
+
+    prices: joules of an addition and of a multiplication, and the multiplications of an image before the first spike.
+    Raises ValueError for a model of another form.
+    """
+    import onnxruntime
+    from tqdm import tqdm
+
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    about = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
+    if about.get("form") != "unrolled":
+        raise ValueError(f"{model}: the form is {about.get('form')!r}; exits are measured on an unrolled model")
+    starts = range(0, len(real), batch_size)
+    outputs = [
+        session.run(["logits", "taps"], {"image": real.batch(slice(start, start + batch_size))})
+        for start in tqdm(starts, desc=f"{real.split} images", leave=False, disable=not sys.stderr.isatty())
+    ]
+    logits, taps = (np.concatenate(parts, axis=1) for parts in zip(*outputs, strict=True))
+    return Measured(
+        logits=logits,
+        labels=real.labels,
+        energy_J=joules(taps, about["synapses"], prices),
+        on={"dataset": real.dataset, "split": real.split, "images": len(real)},
+    )
+
+
+def joules(taps: np.ndarray, synapses: Sequence[dict[str, Any]], prices: tuple[float, float, float]) -> np.ndarray:
+    """Energy [T, N] of images that stop after step t, from taps [T, N, M]; prices as in `measure`."""
+    ac_J, mac_J, static_macs = prices
+    each = np.array([synapse["sops_per_tap"] * (ac_J if synapse["kind"] == "ac" else mac_J) for synapse in synapses])
+    return np.asarray(np.cumsum(taps.astype(np.float64) @ each, axis=0) + static_macs * mac_J)
+
+
+def short(content: dict[str, Any]) -> dict[str, Any]:
+    """A report without the curves of the plot."""
+    return {key: value for key, value in content.items() if key != "other_rules"}
+
+
+def stamp(model: Path, content: dict[str, Any]) -> None:
+    """Put a report into the metadata of a model, under `exits`."""
+    import onnx
+    from onnx import helper
+
+    from train.record import atomic
+
+    loaded = onnx.load(model)
+    known = {item.key: item.value for item in loaded.metadata_props}
+    helper.set_model_props(loaded, {**known, "exits": json.dumps(short(content))})
+    with atomic(model) as new:
+        new.write_bytes(loaded.SerializeToString(deterministic=True))
+
+
+def table(content: dict[str, Any]) -> str:
+    """The thresholds as lines of text; the chosen one is marked."""
+    lines = [f"{content['rule']:>12}  mean steps  accuracy   val accuracy  energy of an image"]
+    for entry in content["table"]:
+        mark = "*" if entry["threshold"] == content["threshold"] else " "
+        val = "-" if entry["val_accuracy"] is None else f"{entry['val_accuracy']:.2%}"
+        lines.append(
+            f"{mark} {entry['threshold']:>10.4f}  {entry['mean_steps']:>10.3f}  {entry['accuracy']:>8.2%}  {val:>13}  "
+            f"{entry['energy_J']:.3g} J"
+        )
+    return "\n".join(lines)
+
+
+def plot(contents: dict[str, dict[str, Any]], path: Path) -> None:
+    """Accuracy over mean steps for every rule, one panel a model; the chosen exit is marked."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2 * len(contents), 3.8), layout="constrained")
+    panels = figure.subplots(1, len(contents), squeeze=False, sharey=True)[0]
+    for panel, (name, content) in zip(panels, contents.items(), strict=True):
+        for (rule, points), style in zip(content["other_rules"].items(), ("-", "--", ":"), strict=True):
+            steps, accuracy = ([point[key] for point in points] for key in ("mean_steps", "accuracy"))
+            panel.plot(steps, [100 * a for a in accuracy], style, label=rule)
+        chosen = next(entry for entry in content["table"] if entry["threshold"] == content["threshold"])
+        label = f"chosen: {content['rule']} > {content['threshold']:.3f}"
+        panel.plot(chosen["mean_steps"], 100 * chosen["accuracy"], "ko", label=label)
+        panel.set(title=name, xlabel="mean time steps of an image", ylabel="accuracy on test images (%)")
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize="small", loc="lower right")
+        panel.yaxis.set_tick_params(labelleft=True)
+    figure.savefig(path, dpi=120, format="png")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExitsConfig:
+    """Measure when a student may stop."""
+
+    checkpoint: Annotated[Path, Positional]
+    """The student.pt that the model was exported from."""
+    model: Annotated[Path, Positional]
+    """An unrolled .onnx file of it."""
+    tolerance: float = TOLERANCE
+    """Largest loss of accuracy against all T steps on validation images, its standard error included."""
+    chip: str = "cmos45nm"
+    """Whose prices (hardware/chips)."""
+    images: int = 0
+    """Validation and test images, the first ones of each; 0: all."""
+    data_root: Path | None = None
+    """Where data sets live; default: the environment variable TSERVE_DATA, else where it was trained from."""
+    out: Path | None = None
+    """Folder to write to; default: the model's."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.tolerance <= 1:
+            raise ValueError(f"tolerance must be in [0, 1], got {self.tolerance}")
+        if self.images < 0:
+            raise ValueError(f"images must not be negative, got {self.images}")
+
+
+def splits(checkpoint: Any, *, images: int, root: Path | None) -> tuple[RealImages, RealImages | None]:
+    """Test images, and validation images where the student was trained with some kept apart."""
+    from export.images import real_images
+
+    test = real_images(checkpoint, split="test", limit=images or None, root=root)
+    if not checkpoint.provenance["config"]["data"].get("val_fraction"):
+        return test, None
+    return test, real_images(checkpoint, split="val", limit=images or None, root=root)
+
+
+def prices_of(checkpoint: Any, chip: Chip) -> tuple[float, float, float]:
+    """Joules of an addition and a multiplication on a chip, and an image's multiplications before the first spike."""
+    from export import graph as g
+    from export.counts import dense_macs
+    from export.lower import lower
+
+    graph = lower(checkpoint)
+    static = g.is_static(graph)
+    before = (node for node in graph.synapses if static[node.inputs[0]])
+    macs = sum(dense_macs(node, graph[node.inputs[0]].shape) for node in before)
+    return chip["energy.ac_fp32"].value, chip["energy.mac_fp32"].value, float(macs)
+
+
+def main(config: ExitsConfig) -> dict[str, Any]:
+    """Measure, choose, and write exits.json and exits.png."""
+    from export.verify_onnx import load
+    from hardware import chip
+    from train import record
+    from train.checkpoint import Checkpoint
+
+    checkpoint = Checkpoint.load_student(config.checkpoint)
+    load(config.model, checkpoint, config.model.name)
+    prices = prices_of(checkpoint, chip.load(config.chip))
+    test, validation = splits(checkpoint, images=config.images, root=config.data_root)
+    seen = measure(config.model, validation, prices=prices) if validation is not None else None
+    content = report(measure(config.model, test, prices=prices), seen, tolerance=config.tolerance)
+    out = config.out or config.model.parent
+    record.write_json(out / "exits.json", {config.model.name: content, "checkpoint_sha256": checkpoint.sha256})
+    with record.atomic(out / "exits.png") as new:
+        plot({config.model.name: content}, new)
+    return content
+
+
+def command(argv: list[str]) -> None:
+    """Parse, measure, print the table."""
+    config = cli.parse(ExitsConfig, argv=argv, prog="python -m export.exits", description=__doc__ or "")
+    content = main(config)
+    print(table(content))
+    out = config.out or config.model.parent
+    print(f"\nwritten: {out / 'exits.json'}\n         {out / 'exits.png'}")
+    print(f"next:    python -m export.bundle {config.checkpoint}")
+
+
+if __name__ == "__main__":
+    sys.exit(cli.exit_status(lambda: command(sys.argv[1:])))
