@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from tyro.conf import Positional
 
 from export.energy import joules
+from export.exits import words
 from train import cli
 from train.checkpoint import Checkpoint
 from train.record import write_json
@@ -78,7 +79,7 @@ def exit_rows(about: dict[str, Any]) -> list[tuple[str, str]]:
                 f"any-time, {precision}{served}",
                 f"{percent(chosen['accuracy'])} in {chosen['mean_steps']:.2f} steps an image, "
                 f"{joules(chosen['energy_J'])}; "
-                f"all {about['T']} steps {percent(last['accuracy'])} ({found['rule']} > {found['threshold']:.3f})",
+                f"all {about['T']} steps {percent(last['accuracy'])} ({words(found)})",
             )
         )
     return rows

@@ -12,14 +12,15 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from tyro.conf import Positional
 
-from serve.exits import RULES, Exit, Rule, running_mean, steps_needed, sureness_by_step
+from serve.exits import RULES, Exit, first_sure, running_mean, steps_needed, sureness_by_step
 from train import cli
 
 
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 TOLERANCE = 0.005
 THRESHOLDS = (0.0, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 1.0)
 """Rows of the table, beside the one that is chosen."""
-CANDIDATES = 400
-"""Thresholds that are tried, at equal shares of the images."""
+RELAX = (0.0, 0.5, 1.0)
+"""Growths of the allowed doubt that are tried."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -62,18 +63,25 @@ def calibrate(logits: np.ndarray, labels: np.ndarray, *, tolerance: float = TOLE
     few images cannot show more than they can know. A threshold of 1, which loses nothing, is the last resort.
     """
     right = running_mean(logits).argmax(-1) == labels
+    sure = {rule: sureness_by_step(logits, rule) for rule in RULES}
     best, fewest = Exit("confidence", 1.0), float(len(logits))
-    for rule in RULES:
-        sure = sureness_by_step(logits, rule)[:-1]
-        tried = np.unique(np.quantile(sure, np.linspace(0, 1, CANDIDATES))) if sure.size else np.ones(1)
-        for threshold in np.clip(tried, 0, 1):
-            exit = Exit(rule, float(threshold))
-            steps = steps_needed(logits, exit)
+    for rule, relax in product(RULES, RELAX):
+        for threshold in candidates(sure[rule], relax):
+            exit = Exit(rule, threshold, relax)
+            steps = first_sure(sure[rule], exit)
             lost = right[-1].astype(int) - right[steps - 1, np.arange(len(labels))]
             error = np.sqrt(np.abs(lost).sum() + 1) / len(lost)
             if steps.mean() < fewest and max(0.0, lost.mean()) + error <= tolerance:
                 best, fewest = exit, float(steps.mean())
     return best
+
+
+def candidates(sureness: np.ndarray, relax: float, *, count: int = 200) -> list[float]:
+    """Thresholds at which equal shares of the images stop, at most `count`, in [0, 1]; sureness: [T, N]."""
+    doubt = (1 - sureness[:-1]) / np.arange(1, len(sureness))[:, None] ** relax
+    if not doubt.size:
+        return []
+    return np.unique(np.clip(1 - np.quantile(doubt, np.linspace(0, 1, count)), 0, 1)).tolist()
 
 
 def row(measured: Measured, exit: Exit) -> dict[str, float]:
@@ -97,7 +105,7 @@ def report(test: Measured, validation: Measured | None, *, tolerance: float = TO
         chosen = calibrate(validation.logits, validation.labels, tolerance=tolerance)
     rows = []
     for threshold in sorted({*THRESHOLDS, chosen.threshold}):
-        exit = Exit(chosen.rule, threshold)
+        exit = replace(chosen, threshold=threshold)
         seen = row(validation, exit) if validation is not None else {}
         rows.append(
             {
@@ -110,19 +118,22 @@ def report(test: Measured, validation: Measured | None, *, tolerance: float = TO
     return {
         "rule": chosen.rule,
         "threshold": chosen.threshold,
+        "relax": chosen.relax,
         "tolerance": tolerance,
         "calibrated_on": validation.on if validation is not None else None,
         "measured_on": test.on,
         "table": rows,
-        "other_rules": {rule: curve(test, rule) for rule in RULES},
+        "curves": {
+            **{rule: curve(test, Exit(rule, 1.0)) for rule in RULES},
+            f"{chosen.rule}, relax {chosen.relax:g}": curve(test, chosen),
+        },
     }
 
 
-def curve(measured: Measured, rule: Rule) -> list[dict[str, float]]:
-    """Mean steps and accuracy over thresholds of a rule, for the plot."""
-    sure = sureness_by_step(measured.logits, rule)[:-1]
-    levels = np.quantile(sure, np.linspace(0, 1, 33)) if sure.size else np.ones(1)
-    points = [row(measured, Exit(rule, float(np.clip(level, 0, 1)))) for level in (0.0, *levels, 1.0)]
+def curve(measured: Measured, exit: Exit) -> list[dict[str, float]]:
+    """Mean steps and accuracy over the thresholds of a rule, for the plot."""
+    tried = candidates(sureness_by_step(measured.logits, exit.rule), exit.relax, count=33)
+    points = [row(measured, replace(exit, threshold=threshold)) for threshold in (0.0, *tried, 1.0)]
     unique = {point["mean_steps"]: point for point in points}
     return [unique[steps] for steps in sorted(unique)]
 
@@ -163,7 +174,7 @@ def joules(taps: np.ndarray, synapses: Sequence[dict[str, Any]], prices: tuple[f
 
 def short(content: dict[str, Any]) -> dict[str, Any]:
     """A report without the curves of the plot."""
-    return {key: value for key, value in content.items() if key != "other_rules"}
+    return {key: value for key, value in content.items() if key != "curves"}
 
 
 def stamp(model: Path, content: dict[str, Any]) -> None:
@@ -180,9 +191,15 @@ def stamp(model: Path, content: dict[str, Any]) -> None:
         new.write_bytes(loaded.SerializeToString(deterministic=True))
 
 
+def words(content: dict[str, Any]) -> str:
+    """The chosen exit for people."""
+    relax = f", relax {content['relax']:g}" if content["relax"] else ""
+    return f"{content['rule']} > {content['threshold']:.3f}{relax}"
+
+
 def table(content: dict[str, Any]) -> str:
     """The thresholds as lines of text; the chosen one is marked."""
-    lines = [f"{content['rule']:>12}  mean steps  accuracy   val accuracy  energy of an image"]
+    lines = [f"exit: {words(content)}", f"{'threshold':>12}  mean steps  accuracy   val accuracy  energy of an image"]
     for entry in content["table"]:
         mark = "*" if entry["threshold"] == content["threshold"] else " "
         val = "-" if entry["val_accuracy"] is None else f"{entry['val_accuracy']:.2%}"
@@ -200,11 +217,11 @@ def plot(contents: dict[str, dict[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(5.2 * len(contents), 3.8), layout="constrained")
     panels = figure.subplots(1, len(contents), squeeze=False, sharey=True)[0]
     for panel, (name, content) in zip(panels, contents.items(), strict=True):
-        for (rule, points), style in zip(content["other_rules"].items(), ("-", "--", ":"), strict=True):
+        for (rule, points), style in zip(content["curves"].items(), ("-", "--", ":", "k-"), strict=False):
             steps, accuracy = ([point[key] for point in points] for key in ("mean_steps", "accuracy"))
             panel.plot(steps, [100 * a for a in accuracy], style, label=rule)
         chosen = next(entry for entry in content["table"] if entry["threshold"] == content["threshold"])
-        label = f"chosen: {content['rule']} > {content['threshold']:.3f}"
+        label = f"chosen: {words(content)}"
         panel.plot(chosen["mean_steps"], 100 * chosen["accuracy"], "ko", label=label)
         panel.set(title=name, xlabel="mean time steps of an image", ylabel="accuracy on test images (%)")
         panel.grid(alpha=0.3)

@@ -44,8 +44,7 @@ class Counter:
             starts[name] = position
             position += len(columns.rows)
             parts.append(self.count(name, tensors[name], columns))
-        counts = builder.op("Concat", parts, "counts/by_source", axis=1)
-        self.all = builder.op("Squeeze", [counts, builder.constant("axes/2", [2])], "counts/all")
+        self.all = builder.op("Concat", parts, "counts/all", axis=1)
         self.order = [starts[name] + index for name, index in places]
         self.layers = len(spikes)
 
@@ -76,7 +75,7 @@ class Counter:
         return source.name, *self.ones(source)
 
     def count(self, name: str, tensor: str, columns: Columns) -> str:
-        """The weighted sums of one value, [T*B, sums, 1]."""
+        """The weighted sums of one value, [T*B, sums]."""
         op, constant = self.builder.op, self.builder.constant
         node = self.twin[name]
         spikes = self.events(node, tensor)
@@ -84,11 +83,13 @@ class Counter:
         counts = op("MatMulInteger", [spikes, ones], f"{name}/count/channels")
         counts = op("Cast", [counts], f"{name}/count/float", to=TensorProto.FLOAT)
         if len(node.shape) == 1:
-            return op("Reshape", [counts, constant("shape/alone", [-1, 1, 1])], f"{name}/count")
-        table = np.stack([np.outer(a, b).ravel() for a, b in zip(columns.rows, columns.columns, strict=True)])
+            return counts
+        size = int(np.prod(node.shape[1:]))
+        counts = op("Reshape", [counts, constant(f"shape/map/{size}", [0, size])], f"{name}/count/map")
+        table = np.stack([np.outer(a, b).ravel() for a, b in zip(columns.rows, columns.columns, strict=True)], axis=1)
         small = constant(f"{name}/count/fan", table.astype(np.uint8 if table.max() < 256 else np.int32))
         wide = op("Cast", [small], f"{name}/count/fan/float", to=TensorProto.FLOAT)
-        return op("MatMul", [wide, counts], f"{name}/count")
+        return op("MatMul", [counts, wide], f"{name}/count")
 
     def events(self, node: g.Node, tensor: str) -> str:
         """1 where a value is not zero, uint8; no value here is negative."""

@@ -166,7 +166,9 @@ class Builder:
         body = helper.make_graph(self.nodes, "tserve", inputs, results, constants, value_info=self.inner)
         opset = helper.make_opsetid("", OPSET)
         model = helper.make_model(body, opset_imports=[opset], ir_version=IR_VERSION, producer_name="tserve")
-        helper.set_model_props(model, {key: json.dumps(value) for key, value in metadata.items()})
+        helper.set_model_props(
+            model, {key: json.dumps(value, separators=(",", ":")) for key, value in metadata.items()}
+        )
         onnx.checker.check_model(model, full_check=True)
         return model
 

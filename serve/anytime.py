@@ -15,7 +15,7 @@ import numpy as np
 import onnxruntime as ort
 
 from serve.bundle import WRITE_AGAIN, BundleError
-from serve.exits import Exit, Rule, checked_threshold, sureness
+from serve.exits import Exit, Rule, sureness
 from serve.place import Host, OnDevice, Slot
 from serve.session import CPU, metadata, provider_of
 
@@ -55,13 +55,13 @@ class StepModel:
         self.place = (OnDevice if on_device else Host)(session, slots)
         self.no_images = np.zeros((0, *inputs["image"][1:]), np.float32)
 
-    def crowd(self, rule: Rule) -> "Crowd":
+    def crowd(self, rule: Rule, relax: float = 0.0) -> "Crowd":
         """Nobody yet."""
-        return Crowd(self, rule)
+        return Crowd(self, rule, relax)
 
     def run(self, images: np.ndarray, exit: Exit, steps: int | None = None) -> list[Trace]:
         """Run images [B, C, H, W] until each is sure or has had `steps` (default and at most T); traces in order."""
-        crowd = self.crowd(exit.rule)
+        crowd = self.crowd(exit.rule, exit.relax)
         done = dict(crowd.advance(images, threshold=exit.threshold, steps=steps))
         while len(crowd):
             done |= dict(crowd.advance())
@@ -81,7 +81,7 @@ class _Image:
     """One image under way."""
 
     number: int
-    threshold: float
+    exit: Exit
     limit: int
     outputs: list[tuple[np.ndarray, ...]] = field(default_factory=list)
     """Of each step so far: logits [K], spike_rates [L], taps [M]."""
@@ -97,8 +97,8 @@ class Crowd:
     If `advance` raises, the crowd is lost: start another.
     """
 
-    def __init__(self, model: StepModel, rule: Rule) -> None:
-        self._model, self._rule = model, rule
+    def __init__(self, model: StepModel, rule: Rule, relax: float) -> None:
+        self._model, self._rule, self._relax = model, rule, relax
         self._entered = 0
         self._images: list[_Image] = []
         self._tensors: list[Any] = model.place.nothing()
@@ -122,9 +122,9 @@ class Crowd:
         """
         model = self._model
         images = model.no_images if images is None else np.ascontiguousarray(images, np.float32)
-        limit, threshold = model.limit(steps), checked_threshold(threshold)
+        limit, exit = model.limit(steps), Exit(self._rule, threshold, self._relax)
         for _ in range(len(images)):
-            self._images.append(_Image(number=self._entered, threshold=threshold, limit=limit))
+            self._images.append(_Image(number=self._entered, exit=exit, limit=limit))
             self._entered += 1
         if not self._images:
             return []
@@ -150,7 +150,8 @@ class Crowd:
         if not all(done):
             means = self._sums / np.array(ages)[:, None]
             sure = sureness(means, self._rule).tolist()
-            done = [d or s > image.threshold for d, s, image in zip(done, sure, self._images, strict=True)]
+            rows = zip(done, sure, ages, self._images, strict=True)
+            done = [d or s > image.exit.at(age) for d, s, age, image in rows]
         traces = [(image.number, image.trace()) for image, out in zip(self._images, done, strict=True) if out]
         if len(traces) == len(self._images):
             self._images, self._tensors, self._rows = [], self._model.place.nothing(), None

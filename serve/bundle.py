@@ -116,6 +116,7 @@ class ExitRecord(Record):
 
     rule: Rule
     threshold: Share
+    relax: Annotated[float, Field(ge=0, le=4)] = 0.0
     tolerance: Share
     calibrated_on: SplitRecord | None
     """None: there were no validation images, and all T steps are run."""
@@ -130,8 +131,8 @@ class ExitRecord(Record):
 
     @property
     def exit(self) -> Exit:
-        """The rule with the chosen threshold."""
-        return Exit(self.rule, self.threshold)
+        """The rule with the chosen threshold and relaxation."""
+        return Exit(self.rule, self.threshold, self.relax)
 
 
 class SampleRecord(Record):

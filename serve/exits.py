@@ -49,16 +49,26 @@ assert tuple(RULES) == get_args(Rule)
 
 @dataclass(frozen=True)
 class Exit:
-    """An image stops after the first step whose sureness is greater than `threshold`, at the latest after all."""
+    """An image stops after the first step t whose sureness is greater than `at(t)`, at the latest after all."""
 
     rule: Rule
     threshold: float
-    """In [0, 1]; 1 never stops early."""
+    """What the first step is held against, in [0, 1]; 1 never stops early."""
+    relax: float = 0.0
+    """How the doubt that is allowed grows with the steps taken: 1 - at(t) = (1 - threshold) t^relax. 0: not at all.
+
+    The mean of more steps is right more often when it is as unsure, and fewer steps are left to change it."""
+
+    def at(self, t: int) -> float:
+        """What the sureness after step t = 1, 2, .. is held against; at t = 1 or relax = 0 the threshold itself."""
+        return self.threshold - (1 - self.threshold) * (t**self.relax - 1)
 
     def __post_init__(self) -> None:
         if self.rule not in RULES:
             raise ValueError(f"the exit rule must be one of {', '.join(RULES)}, got {self.rule!r}")
         checked_threshold(self.threshold)
+        if not 0 <= self.relax <= 4:  # also for NaN
+            raise ValueError(f"relax must lie in [0, 4], 0 for the same threshold at every step, got {self.relax}")
 
 
 def checked_threshold(threshold: float) -> float:
@@ -92,6 +102,12 @@ def sureness_by_step(logits: np.ndarray, rule: Rule) -> np.ndarray:
 
 def steps_needed(logits: np.ndarray, exit: Exit) -> np.ndarray:
     """After how many steps each image stops, from its logits at all steps: [T, B, K] -> int64 [B] in 1..T."""
-    sure = sureness_by_step(logits, exit.rule) > exit.threshold
+    return first_sure(sureness_by_step(logits, exit.rule), exit)
+
+
+def first_sure(sureness: np.ndarray, exit: Exit) -> np.ndarray:
+    """The same from how sure each step is: [T, B] -> int64 [B] in 1..T."""
+    bounds = np.array([exit.at(t) for t in range(1, len(sureness) + 1)])
+    sure = sureness > bounds[:, None]
     sure[-1] = True
     return sure.argmax(axis=0) + 1

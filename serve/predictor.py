@@ -13,7 +13,7 @@ spike-driven synaptic layers.
 import logging
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +105,7 @@ def settings(about: Description, *, provider: Provider | None = None) -> Setting
     exit = about.exits[precision].exit
     if text := os.environ.get(ENV_THRESHOLD):
         try:
-            exit = Exit(exit.rule, checked_threshold(float(text)))
+            exit = replace(exit, threshold=checked_threshold(float(text)))
         except ValueError:
             raise ValueError(f"{ENV_THRESHOLD} must be a number in [0, 1], 1 for all steps, got {text!r}") from None
     return Settings(device=device, precision=precision, exit=exit)
@@ -133,7 +133,7 @@ class Predictor:
         self._unrolled = unrolled
         self._steps = StepModel(self._open(chosen, "step", provider))
         self._try_out()
-        told = f"{self.precision} on {self.provider}, {self.exit.rule} > {self.exit.threshold}"
+        told = f"{self.precision} on {self.provider}, {self.exit.rule} > {self.exit.threshold}, relax {self.exit.relax}"
         logger.info("%s: %s, %s", folder, self.about.name, told)
 
     def decode(self, source: bytes | Path) -> np.ndarray:
@@ -162,7 +162,7 @@ class Predictor:
         calibrated one; 1: never), at the latest after `steps`, 1 to T (default T).
         """
         images = self.check(images)
-        exit = self.exit if exit_threshold is None else Exit(self.exit.rule, exit_threshold)
+        exit = self.exit if exit_threshold is None else replace(self.exit, threshold=exit_threshold)
         limit = self._steps.limit(steps)
         start = time.perf_counter()
         whole = exit.threshold == 1 and limit == self.about.T

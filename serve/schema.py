@@ -76,10 +76,11 @@ class Classification(Answer):
 
 
 class ServedExit(Answer):
-    """When an image stops: after the first step whose sureness by `rule` is greater than `threshold`; 1 never."""
+    """When an image stops: after step t, if 1 - sureness by `rule` is less than (1 - threshold) t^relax."""
 
     rule: Rule
-    threshold: float
+    threshold: float = Field(description="in [0, 1]; 1: never before the last step")
+    relax: float
 
 
 class Served(Description):

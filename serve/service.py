@@ -23,7 +23,7 @@ web = fastapi.FastAPI(openapi_url=None)  # no pages of its own: BentoML shows it
 def model(request: fastapi.Request) -> Served:
     """Describe the bundle that is served: classes, steps, layers, accuracy, joules per operation, provider, exit."""
     predictor: Predictor = request.app.state.predictor
-    exit = ServedExit(rule=predictor.exit.rule, threshold=predictor.exit.threshold)
+    exit = ServedExit(rule=predictor.exit.rule, threshold=predictor.exit.threshold, relax=predictor.exit.relax)
     served = {"precision": predictor.precision, "provider": predictor.provider, "exit": exit}
     return Served(**predictor.about.model_dump() | served)
 

@@ -62,13 +62,16 @@ def test_threshold_1_gives_exactly_the_unrolled_models_outputs(
 
 
 @settings(deadline=None, max_examples=60)
-@given(rule=st.sampled_from(list(RULES)), threshold=st.floats(0, 1), chosen=st.sets(st.integers(0, COUNT - 1)))
+@given(
+    exit=st.builds(Exit, st.sampled_from(list(RULES)), st.floats(0, 1), st.sampled_from([0.0, 0.5, 2.0])),
+    chosen=st.sets(st.integers(0, COUNT - 1)),
+)
 def test_a_batch_that_shrinks_stops_where_the_offline_form_says(
-    model: StepModel, expected: dict[str, np.ndarray], rule: Rule, threshold: float, chosen: set[int]
+    model: StepModel, expected: dict[str, np.ndarray], exit: Exit, chosen: set[int]
 ) -> None:
     picked = sorted(chosen)
-    steps = steps_needed(expected["logits"], Exit(rule, threshold))
-    traces = model.run(IMAGES[picked], Exit(rule, threshold))
+    steps = steps_needed(expected["logits"], exit)
+    traces = model.run(IMAGES[picked], exit)
     assert len(traces) == len(picked)
     for image, trace in zip(picked, traces, strict=True):
         check(trace, expected, image, int(steps[image]))
@@ -99,18 +102,18 @@ arrivals = st.lists(
 
 
 @settings(deadline=None, max_examples=60)
-@given(arrivals=arrivals, rule=st.sampled_from(list(RULES)))
+@given(arrivals=arrivals, rule=st.sampled_from(list(RULES)), relax=st.sampled_from([0.0, 1.0]))
 def test_images_that_join_midway_get_what_they_get_alone(
-    model: StepModel, expected: dict[str, np.ndarray], arrivals: list[tuple[int, float, int]], rule: Rule
+    model: StepModel, expected: dict[str, np.ndarray], arrivals: list[tuple[int, float, int]], rule: Rule, relax: float
 ) -> None:
-    crowd = model.crowd(rule)
+    crowd = model.crowd(rule, relax)
     wanted: dict[int, tuple[int, int, int]] = {}  # number -> image, steps, when it is done
     done: dict[int, Trace] = {}
     time = 0
     while time < len(arrivals) or len(crowd):
         count, threshold, limit = arrivals[time] if time < len(arrivals) else (0, 1.0, 1)
         entering = [(len(wanted) + i) % COUNT for i in range(count)]
-        needed = np.minimum(steps_needed(expected["logits"], Exit(rule, threshold)), limit)
+        needed = np.minimum(steps_needed(expected["logits"], Exit(rule, threshold, relax)), limit)
         for image in entering:
             wanted[len(wanted)] = (image, int(needed[image]), time + int(needed[image]) - 1)
         for number, trace in crowd.advance(IMAGES[entering], threshold=threshold, steps=limit):

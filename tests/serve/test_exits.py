@@ -17,6 +17,7 @@ logits_of_batches = arrays(
 )
 rules = st.sampled_from(list(RULES))
 thresholds = st.floats(0, 1)
+relaxations = st.sampled_from([0.0, 0.5, 1.0, 2.5])
 
 
 def by_hand(logits: list[float], rule: str) -> float:
@@ -66,29 +67,44 @@ def test_sureness_at_a_step_is_of_the_mean_so_far(logits: np.ndarray, rule: Rule
             assert value == pytest.approx(by_hand(mean, rule), abs=1e-9)
 
 
-@given(logits_of_batches, rules, thresholds)
-def test_steps_are_those_of_a_loop_over_images_and_steps(logits: np.ndarray, rule: Rule, threshold: float) -> None:
+@given(logits_of_batches, rules, thresholds, relaxations)
+def test_steps_are_those_of_a_loop_over_images_and_steps(
+    logits: np.ndarray, rule: Rule, threshold: float, relax: float
+) -> None:
     T, B, _ = logits.shape
+    exit = Exit(rule, threshold, relax)
     expected = []
     for b in range(B):
         total, t = np.zeros(logits.shape[2]), 0
         while True:
             total = total + logits[t, b]
             t += 1
-            if t == T or sureness((total / t)[None], rule)[0] > threshold:
+            if t == T or sureness((total / t)[None], rule)[0] > exit.at(t):
                 break
         expected.append(t)
-    assert steps_needed(logits, Exit(rule, threshold)).tolist() == expected
+    assert steps_needed(logits, exit).tolist() == expected
 
 
-@given(logits_of_batches, rules)
-def test_threshold_1_never_stops_early(logits: np.ndarray, rule: Rule) -> None:
-    assert (steps_needed(logits, Exit(rule, 1.0)) == len(logits)).all()
+@given(thresholds, relaxations)
+def test_the_allowed_doubt_grows_with_the_steps_as_it_says(threshold: float, relax: float) -> None:
+    exit = Exit("confidence", threshold, relax)
+    assert exit.at(1) == threshold
+    for t in (1, 2, 3, 7):
+        assert 1 - exit.at(t) == pytest.approx((1 - threshold) * t**relax, abs=1e-9)
+        assert Exit("confidence", threshold).at(t) == threshold
+        assert Exit("confidence", 1.0, relax).at(t) == 1
 
 
-@given(logits_of_batches, rules, thresholds, thresholds)
-def test_a_higher_threshold_never_takes_fewer_steps(logits: np.ndarray, rule: Rule, one: float, two: float) -> None:
-    low, high = (steps_needed(logits, Exit(rule, threshold)) for threshold in sorted((one, two)))
+@given(logits_of_batches, rules, relaxations)
+def test_threshold_1_never_stops_early(logits: np.ndarray, rule: Rule, relax: float) -> None:
+    assert (steps_needed(logits, Exit(rule, 1.0, relax)) == len(logits)).all()
+
+
+@given(logits_of_batches, rules, thresholds, thresholds, relaxations)
+def test_a_higher_threshold_never_takes_fewer_steps(
+    logits: np.ndarray, rule: Rule, one: float, two: float, relax: float
+) -> None:
+    low, high = (steps_needed(logits, Exit(rule, threshold, relax)) for threshold in sorted((one, two)))
     assert (low <= high).all()
 
 
@@ -118,6 +134,9 @@ def test_a_threshold_outside_0_to_1_is_refused(threshold: float) -> None:
 def test_an_unknown_rule_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match="one of confidence, entropy, margin, got 'patience'"):
         Exit("patience", 0.5)  # type: ignore[arg-type]
+    for relax in (-0.1, 4.1, float("nan")):
+        with pytest.raises(ValueError, match=r"relax must lie in \[0, 4\]"):
+            Exit("confidence", 0.5, relax)
 
 
 @pytest.mark.parametrize("shape", [(4,), (3, 4), (0, 2, 4)])
