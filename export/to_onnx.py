@@ -76,7 +76,9 @@ def main(config: OnnxConfig) -> Result:
     from export.verify_onnx import verify_onnx
     from train import record
     from train.checkpoint import Checkpoint
+    from train.engine import keep_freed_memory
 
+    keep_freed_memory()  # choosing scales takes and returns large tensors all the time
     checkpoint = Checkpoint.load_student(config.checkpoint)
     graph = lower(checkpoint)
     named: Any = {"labels": checkpoint.labels, "checkpoint_sha256": checkpoint.sha256, "form": config.form}
@@ -92,7 +94,7 @@ def main(config: OnnxConfig) -> Result:
         evaluated = None
         if config.precision != "fp16":
             evaluated = verify_onnx(checkpoint, new, real.images[:EVALUATOR_IMAGES], engine="onnx", name=path.name)
-        verdict = verify_onnx(checkpoint, new, real.images, name=path.name)
+        verdict = verify_onnx(checkpoint, new, real.images, labels=real.labels, name=path.name)
         for found in (evaluated, verdict):
             if found is not None and not found.ok:
                 raise NotVerified(found)

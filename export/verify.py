@@ -48,6 +48,8 @@ class Verdict:
     first_difference: dict[str, Any] | None
     rule: str
     ok: bool
+    accuracy: dict[str, float] | None = None
+    """Of the `reference` and of the `file` on these images, where their labels were given."""
 
     def to_json(self) -> dict[str, Any]:
         """As JSON types."""
@@ -58,12 +60,15 @@ class Verdict:
         where = ""
         if self.first_difference:
             where = f"; first difference: layer {self.first_difference['layer']}, step {self.first_difference['step']}"
+        right = ""
+        if self.accuracy:
+            right = f"; right are {self.accuracy['file']:.2%} (of the reference {self.accuracy['reference']:.2%})"
         origin = f", {self.first_flips:,} of them first ones" if self.flips else ""
         return (
             f"{'ok' if self.ok else 'FAILED'}: {self.file} in {self.engine} against {self.reference}, "
             f"{self.images} images: {self.flips:,} of {self.spikes:,} spikes differ{origin}, "
             f"largest logit difference {self.max_logit_difference:.3g}, "
-            f"answers agree on {self.argmax_agreement:.2%}{where} (rule: {self.rule})"
+            f"answers agree on {self.argmax_agreement:.2%}{where}{right} (rule: {self.rule})"
         )
 
 
@@ -125,7 +130,9 @@ FLOAT16 = Rule(
 )
 
 
-def compare(wanted: Run, got: Run, rule: Rule, *, file: str, reference: str, engine: str) -> Verdict:
+def compare(
+    wanted: Run, got: Run, rule: Rule, *, file: str, reference: str, engine: str, labels: np.ndarray | None = None
+) -> Verdict:
     """Judge `got` against `wanted`. Raises ValueError if they are not runs of networks of the same shape."""
     if list(wanted.spikes) != list(got.spikes) or wanted.logits.shape != got.logits.shape:
         raise ValueError(
@@ -150,7 +157,8 @@ def compare(wanted: Run, got: Run, rule: Rule, *, file: str, reference: str, eng
             first = location(name, differs)
     apart = np.abs(wanted.logits.astype(np.float64) - got.logits.astype(np.float64))
     wrong = more_than_rounding(apart, wanted, got, rule)
-    agreement = float((wanted.logits.mean(0).argmax(-1) == got.logits.mean(0).argmax(-1)).mean())
+    answers = {name: run.logits.mean(0).argmax(-1) for name, run in (("reference", wanted), ("file", got))}
+    agreement = float((answers["reference"] == answers["file"]).mean())
     if first is None and wrong.any():
         first = location("logits", wrong)
     flips, spikes_total, images = sum(x.flips for x in layers), sum(x.spikes for x in layers), wanted.logits.shape[1]
@@ -170,6 +178,7 @@ def compare(wanted: Run, got: Run, rule: Rule, *, file: str, reference: str, eng
         argmax_agreement=agreement,
         first_difference=first,
         rule=rule.text,
+        accuracy=None if labels is None else {name: float((a == labels).mean()) for name, a in answers.items()},
         ok=bool(few and 1 - agreement <= allowed + 1e-12 and not wrong.any()),
     )
 
@@ -242,7 +251,7 @@ def main(config: VerifyConfig) -> Verdict:
         case ".onnx":
             from export.verify_onnx import verify_onnx
 
-            verdict = verify_onnx(checkpoint, config.file, real.images, engine=engine)
+            verdict = verify_onnx(checkpoint, config.file, real.images, labels=real.labels, engine=engine)
         case ".net":
             from export.verify_netx import verify_netx
 

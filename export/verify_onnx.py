@@ -17,7 +17,7 @@ import torch
 from export import execute
 from export import graph as g
 from export.lower import lower
-from export.onnx_model import expose_spikes, spikes_tensor
+from export.onnx_model import expose_spikes, metadata, spikes_tensor
 from export.prepare import prepare
 from export.scales import Scales, rebuild
 from export.verify import EXACT, FLOAT16, FLOAT32, Rule, Run, Verdict, compare
@@ -45,38 +45,44 @@ def verify_onnx(
     path: Path,
     images: np.ndarray,
     *,
+    labels: np.ndarray | None = None,
     engine: Engine = "onnxruntime",
     name: str | None = None,
     batch_size: int = 50,
 ) -> Verdict:
-    """Run the file on images [N, C, H, W] in [0, 1] and compare with what the checkpoint computes.
+    """Run the file on images [N, C, H, W] in [0, 1], with labels [N], and compare with what the checkpoint computes.
 
     Raises ValueError for a file that is damaged or was not exported from this checkpoint.
     """
+    graph = lower(checkpoint)
     file = load(path, checkpoint, name or path.name)
-    reference, wanted_of = reference_of(checkpoint, file)
+    reference, wanted_of = reference_of(checkpoint, graph, file)
     run = open_engine(file, engine)
-    shapes = {node.name: node.shape for node in lower(checkpoint).lif_layers}
+    shapes = {node.name: node.shape for node in graph.lif_layers}
     runs = [
         (wanted_of(batch), run_file(file, run, shapes, batch))
         for batch in np.split(images, range(batch_size, len(images), batch_size))
     ]
     wanted, got = (join([pair[i] for pair in runs]) for i in (0, 1))
     rule = RULES[file.about["precision"]]
-    return compare(wanted, got, rule, file=file.name, reference=reference, engine=NAMES[engine])
+    return compare(wanted, got, rule, file=file.name, reference=reference, engine=NAMES[engine], labels=labels)
 
 
 def load(path: Path, checkpoint: Checkpoint, name: str) -> OnnxFile:
-    """Read and check a file. Raises ValueError where it is damaged or not this checkpoint's."""
+    """Read and check a file and what it says. Raises ValueError where it is damaged or not this checkpoint's."""
     if not path.is_file():
         raise ValueError(f"{name}: no such file; `python -m export.to_onnx CKPT` writes one")
     try:
         model = onnx.load(path)
         onnx.checker.check_model(model, full_check=True)
         about = {item.key: json.loads(item.value) for item in model.metadata_props}
-        layers = [str(layer) for layer in about["lif_layers"]]
+        outputs = {output.name for output in model.graph.output}
         known = about["precision"] in RULES and about["form"] in ("unrolled", "step")
         source = about["checkpoint_sha256"]
+        if about["form"] == "step":
+            first_feed(about, np.empty(0, np.float32))
+            if not {one["output"] for one in (*about["carried"], *about["states"])} <= outputs:
+                raise ValueError("it hands on what it does not give")
     except Exception as error:  # whatever a foreign file provokes in the protobuf reader
         raise ValueError(f"{name}: not an ONNX model that TSERve wrote, or a damaged one") from error
     if not known:
@@ -86,23 +92,34 @@ def load(path: Path, checkpoint: Checkpoint, name: str) -> OnnxFile:
         )
     if source != checkpoint.sha256:
         raise ValueError(f"{name}: it was exported from another checkpoint; export again with python -m export.to_onnx")
+    own = metadata(
+        lower(checkpoint),
+        labels=checkpoint.labels,
+        checkpoint_sha256=source,
+        precision=about["precision"],
+        form=about["form"],
+    )
+    if wrong := [key for key, value in own.items() if about.get(key) != value]:
+        raise ValueError(
+            f"{name}: {', '.join(wrong)} in it are not the checkpoint's; export again with python -m export.to_onnx"
+        )
     produced = {tensor for node in model.graph.node for tensor in node.output}
-    if missing := [layer for layer in layers if spikes_tensor(layer) not in produced]:
+    if missing := [layer for layer in own["lif_layers"] if spikes_tensor(layer) not in produced]:
         raise ValueError(f"{name}: no tensor holds the spikes of layer {missing[0]}")
-    expose_spikes(model, layers)
+    expose_spikes(model, own["lif_layers"])
     return OnnxFile(name=name, model=model, about=about)
 
 
-def reference_of(checkpoint: Checkpoint, file: OnnxFile) -> tuple[str, Callable[[np.ndarray], Run]]:
+def reference_of(checkpoint: Checkpoint, graph: g.Graph, file: OnnxFile) -> tuple[str, Callable[[np.ndarray], Run]]:
     """What a file must be equal to, in words and as a function of images."""
     if file.about["precision"] != "int8":
         network = checkpoint.network()
         return "the torch network", lambda images: run_torch(network, checkpoint, images)
     try:
         scales = Scales(**file.about["scales"])
-    except (KeyError, TypeError) as error:
+        twin = rebuild(prepare(graph), scales)
+    except (KeyError, TypeError, AttributeError) as error:  # JSON of any other kind
         raise ValueError(f"{file.name}: the scales in it are not TSERve's ({error}); export again") from error
-    twin = rebuild(prepare(lower(checkpoint)), scales)
     return "the checkpoint's integer twin", lambda images: run_twin(twin, scales, images, file.about["lif_layers"])
 
 
@@ -176,15 +193,20 @@ def run_file(
 
 def run_steps(file: OnnxFile, run: Callable[[Feed], Feed], images: np.ndarray) -> list[Feed]:
     """The outputs of T runs of a step model."""
-    carried, states = file.about["carried"], file.about["states"]
-    feed = {"image": images}
-    feed |= {one["input"]: np.zeros((0, *one["shape"]), one["type"]) for one in carried}
-    feed |= {one["input"]: np.full((len(images), *one["shape"]), one["start"], one["type"]) for one in states}
-    steps = []
+    feed, steps = first_feed(file.about, images), []
+    handed_on = (*file.about["carried"], *file.about["states"])
     for _ in range(file.about["T"]):
         steps.append(run(feed))
-        feed = {"image": images[:0]} | {one["input"]: steps[-1][one["output"]] for one in (*carried, *states)}
+        feed = {"image": images[:0]} | {one["input"]: steps[-1][one["output"]] for one in handed_on}
     return steps
+
+
+def first_feed(about: dict[str, Any], images: np.ndarray) -> Feed:
+    """What a step model reads in the first step of images, from what it says about itself."""
+    feed = {"image": images}
+    feed |= {one["input"]: np.zeros((0, *one["shape"]), one["type"]) for one in about["carried"]}
+    feed |= {one["input"]: np.full((len(images), *one["shape"]), one["start"], one["type"]) for one in about["states"]}
+    return feed
 
 
 def by_step(parts: list[np.ndarray], shape: tuple[int, ...], batch: int, *, layout: str | None) -> np.ndarray:

@@ -1,23 +1,21 @@
 """The ONNX model computes what the Graph means: bit for bit where float32 is exact, by two runtimes."""
 
 import dataclasses
-import json
 import math
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
-from onnx.reference import ReferenceEvaluator
+from onnx_runs import Feed, about, assert_same, expected, exposed, in_onnx, in_onnxruntime, unrolled
 from small_graphs import Maker, dyadic_images, every_node
 
 from export import graph as g
 from export import reference
 from export.counts import sops_per_tap, spike_driven
-from export.onnx_graph import build_model, expose_spikes, spikes_tensor
+from export.onnx_graph import Precision, build_model
 
 
 LABELS = ("a", "b", "c", "d", "e")
@@ -71,57 +69,29 @@ def pooled(
     return g.Graph(nodes=tuple(m.nodes), T=T)
 
 
-def build(graph: g.Graph, *, spikes: bool = True) -> onnx.ModelProto:
-    model = build_model(graph, labels=LABELS, checkpoint_sha256="0" * 64)
-    if spikes:
-        expose_spikes(model, [lif.name for lif in graph.lif_layers])
-    return model
+def build(graph: g.Graph, *, spikes: bool = True, precision: Precision = "fp32") -> onnx.ModelProto:
+    model = build_model(graph, labels=LABELS, checkpoint_sha256="0" * 64, precision=precision)
+    return exposed(model) if spikes else model
 
 
-def run_onnxruntime(model: onnx.ModelProto, images: np.ndarray) -> dict[str, np.ndarray]:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(names, {"image": images}), strict=True))
+def run_onnxruntime(model: onnx.ModelProto, images: np.ndarray) -> Feed:
+    return unrolled(model, in_onnxruntime(model), images)
 
 
-def run_onnx(model: onnx.ModelProto, images: np.ndarray) -> dict[str, np.ndarray]:
-    evaluator = ReferenceEvaluator(model)
-    return dict(zip(evaluator.output_names, evaluator.run(None, {"image": images}), strict=True))
+def run_onnx(model: onnx.ModelProto, images: np.ndarray) -> Feed:
+    return unrolled(model, in_onnx(model), images)
 
 
-def taps_by_hand(graph: g.Graph, values: dict[str, np.ndarray], node: g.Conv | g.Dense) -> np.ndarray:
-    """Convolve (x != 0) with ones in one output channel of each group, and add up: [T, B]."""
-    events = (values[node.inputs[0]] != 0).astype(np.int64)
-    if isinstance(node, g.Dense):
-        return events.sum(axis=2)
-    ones = np.ones((node.groups, *node.weight.shape[1:]), np.int64)
-    landed = reference.conv2d(events, ones, stride=node.stride, padding=node.padding, groups=node.groups)
-    return landed.sum(axis=(2, 3, 4))
-
-
-def expected(graph: g.Graph, images: np.ndarray) -> dict[str, np.ndarray]:
+def wanted(graph: g.Graph, images: np.ndarray) -> Feed:
     values = reference.run(graph, images)
-    rates = [values[lif.name].reshape(graph.T, len(images), -1).mean(axis=2) for lif in graph.lif_layers]
-    hands = [taps_by_hand(graph, values, node) for node in spike_driven(graph)]
-    spikes = {spikes_tensor(lif.name): values[lif.name].reshape(-1, *lif.shape) for lif in graph.lif_layers}
-    logits = reference.logits(graph, values)
-    return {"logits": logits, "spike_rates": np.stack(rates, -1), "taps": np.stack(hands, -1), **spikes}
-
-
-def assert_same(got: dict[str, np.ndarray], want: dict[str, np.ndarray]) -> None:
-    assert got.keys() == want.keys()
-    for name, value in want.items():
-        assert got[name].dtype == np.float32, name
-        np.testing.assert_array_equal(got[name], value, err_msg=name)
+    return expected(graph, values, reference.logits(graph, values))
 
 
 @settings(max_examples=25, deadline=None)
 @given(graph=GRAPHS, batch=st.integers(1, 3), seed=st.integers(0, 2**32 - 1))
 def test_onnxruntime_gives_the_reference_bit_for_bit(graph: g.Graph, batch: int, seed: int) -> None:
     images = dyadic_images(graph, batch=batch, seed=seed)
-    assert_same(run_onnxruntime(build(graph), images), expected(graph, images))
+    assert_same(run_onnxruntime(build(graph), images), wanted(graph, images))
 
 
 @settings(max_examples=15, deadline=None)
@@ -130,11 +100,48 @@ def test_integrate_and_fire_is_the_reference_bit_for_bit_without_an_infinite_con
     graph: g.Graph, seed: int
 ) -> None:
     model, images = build(graph), dyadic_images(graph, batch=2, seed=seed)
-    want = expected(graph, images)
+    want = wanted(graph, images)
     assert_same(run_onnxruntime(model, images), want)
     assert_same(run_onnx(model, images), want)
     for constant in model.graph.initializer:
         assert np.isfinite(numpy_helper.to_array(constant)).all(), constant.name
+
+
+@settings(max_examples=20, deadline=None)
+@given(graph=GRAPHS, seed=st.integers(0, 2**32 - 1))
+def test_half_precision_gives_the_reference_where_eleven_bits_hold_every_sum(graph: g.Graph, seed: int) -> None:
+    """Weights of 1/16, spikes, halves of them, and sums below 64: nothing is rounded, so nothing may differ."""
+    images = dyadic_images(graph, batch=2, seed=seed)
+    values = reference.run(graph, images)
+    for node in spike_driven(graph):
+        assume(np.abs(values[node.name]).max() < 64)
+    got = run_onnxruntime(build(graph, precision="fp16"), images)
+    assert_same(got, wanted(graph, images), spikes=np.float16)
+
+
+def test_half_precision_rounds_weights_and_what_is_summed_and_nothing_else() -> None:
+    """Weights a little off sixteenths, which half precision rounds back to them: from then on nothing is rounded."""
+    graph = every_node(T=4)
+    fine = [
+        dataclasses.replace(node, weight=node.weight * (1 + 2**-13), bias=node.bias * (1 + 2**-13))
+        for node in graph.synapses
+    ]
+    graph = graph.replace(*fine)
+    images = dyadic_images(graph, batch=8)
+    static = g.is_static(graph)
+    rounded = graph.replace(
+        *(
+            dataclasses.replace(node, weight=node.weight.astype(np.float16), bias=node.bias.astype(np.float16))
+            for node in graph.synapses
+            if not static[node.name]
+        )
+    )
+    got = run_onnxruntime(build(graph, precision="fp16"), images)
+    close, far = wanted(rounded, images), wanted(graph, images)
+    for name in ("stem.lif/out", "hold.lif/out"):  # they read the image, in float32
+        np.testing.assert_array_equal(got[name], far[name])
+    assert np.abs(got["logits"] - far["logits"]).max() > 0
+    np.testing.assert_array_equal(got["logits"], close["logits"].astype(np.float32))
 
 
 @settings(max_examples=25, deadline=None)
@@ -145,7 +152,7 @@ def test_onnxruntime_pools_overlapping_and_padded_windows_as_the_reference(data:
     padding = data.draw(st.tuples(*(st.integers(0, k // 2) for k in kernel)))
     graph = pooled(kernel=kernel, stride=stride, padding=padding, seed=seed)
     images = dyadic_images(graph, batch=2, seed=seed)
-    assert_same(run_onnxruntime(build(graph), images), expected(graph, images))
+    assert_same(run_onnxruntime(build(graph), images), wanted(graph, images))
 
 
 # At stride 1 onnx's evaluator pads rows and columns alike, so unequal paddings are for onnxruntime alone.
@@ -154,7 +161,7 @@ def test_onnx_reference_evaluator_pools_as_the_reference(windows: tuple[tuple[in
     kernel, stride, padding = windows
     graph = pooled(kernel=kernel, stride=stride, padding=padding)
     images = dyadic_images(graph, batch=2)
-    assert_same(run_onnx(build(graph), images), expected(graph, images))
+    assert_same(run_onnx(build(graph), images), wanted(graph, images))
 
 
 def test_pooled_spikes_are_added_and_currents_below_0_win_over_the_padding() -> None:
@@ -164,9 +171,9 @@ def test_pooled_spikes_are_added_and_currents_below_0_win_over_the_padding() -> 
     corners = values["currents"][..., 0, 0]  # windows that hold one value of the map
     np.testing.assert_array_equal(corners, values["stem.conv"][..., 0, 0])
     assert (corners < 0).any(), "a zero outside the map would not have won"
-    assert_same(run_onnxruntime(build(graph), images), expected(graph, images))
+    assert_same(run_onnxruntime(build(graph), images), wanted(graph, images))
     assert set(np.unique(values["spikes"])) == {0.0, 1.0}
-    props = {p.key: json.loads(p.value) for p in build(graph, spikes=False).metadata_props}
+    props = about(build(graph, spikes=False))
     assert {entry["name"]: entry["kind"] for entry in props["synapses"]}["last"] == "ac"
 
 
@@ -174,19 +181,19 @@ def test_pooled_spikes_are_added_and_currents_below_0_win_over_the_padding() -> 
 def test_onnx_reference_evaluator_gives_the_reference_bit_for_bit(T: int, batch: int, mean: bool) -> None:
     graph = every_node(T=T, mean=mean, side=(8, 9), stride=(2, 1), padding=(1, 0), kernel=(3, 2))
     images = dyadic_images(graph, batch=batch)
-    assert_same(run_onnx(build(graph), images), expected(graph, images))
+    assert_same(run_onnx(build(graph), images), wanted(graph, images))
 
 
 def test_global_average_pooling_agrees_in_onnxruntime() -> None:
     graph = every_node(mean=True, side=(8, 9))
     assert np.log2(np.prod(graph["max"].shape[1:])) % 1 == 0, "the mean must be exact in float32"
     images = dyadic_images(graph, batch=2)
-    assert_same(run_onnxruntime(build(graph), images), expected(graph, images))
+    assert_same(run_onnxruntime(build(graph), images), wanted(graph, images))
 
 
 def test_the_random_graphs_spike_in_every_layer_and_are_not_saturated() -> None:
     graph = every_node()
-    rates = expected(graph, dyadic_images(graph, batch=4))["spike_rates"].mean(axis=(0, 1))
+    rates = wanted(graph, dyadic_images(graph, batch=4))["spike_rates"].mean(axis=(0, 1))
     assert (rates > 0.02).all(), rates
     assert (rates < 0.98).all(), rates
 
@@ -202,7 +209,7 @@ def test_weights_are_stored_once_whatever_T() -> None:
 
 def test_metadata_says_what_the_model_is() -> None:
     graph = every_node(T=3)
-    props = {p.key: json.loads(p.value) for p in build(graph, spikes=False).metadata_props}
+    props = about(build(graph, spikes=False))
     assert props == {
         "format": 1,
         "T": 3,

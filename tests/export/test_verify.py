@@ -109,6 +109,21 @@ def test_float32_may_change_one_answer_in_a_thousand_and_no_more() -> None:
         assert verdict.ok is ok
 
 
+def test_labels_give_the_accuracy_of_either_run() -> None:
+    labels = a_run().logits.mean(0).argmax(1)
+    got = a_run()
+    got.logits[:, :250] *= -1
+    labels[200:300] = (labels[200:300] + 1) % K  # 100 that the reference misses
+    named = {"file": "a.net", "reference": "the twin", "engine": "numpy"}
+    verdict = compare(a_run(), got, FLOAT32, **named, labels=labels)
+    right = int((got.logits.mean(0).argmax(1) == labels).sum())
+    assert right < 750
+    assert verdict.accuracy == {"reference": 0.9, "file": right / B}
+    assert f"right are {right / B:.2%} (of the reference 90.00%)" in str(verdict)
+    assert judged(got, FLOAT32).accuracy is None
+    assert "right are" not in str(judged(got, FLOAT32))
+
+
 @pytest.mark.parametrize("factor", [1.001, 2.0, np.nan])
 def test_float32_does_not_excuse_other_logits_from_equal_spikes(factor: float) -> None:
     got = a_run()
