@@ -205,7 +205,7 @@ def spikingjelly_step(config: SpeedConfig, images: Any, target: Any) -> Callable
     layers = torch.nn.Sequential(network.stem, network.body)
     for module in layers.modules():  # ours differ from their parents in what SpikingJelly's users do not have
         if isinstance(module, LIF | Norm):
-            module.__class__ = neuron.LIFNode if isinstance(module, LIF) else layer.BatchNorm2d  # type: ignore[assignment]
+            module.__class__ = neuron.LIFNode if isinstance(module, LIF) else layer.BatchNorm2d
     updates = torch.optim.SGD(layers.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4)
     preprocess = Preprocess(mean=(0.5,) * 3, std=(0.25,) * 3, size=config.size)
     scaler = torch.amp.GradScaler(images.device.type, enabled=config.precision == "fp16")

@@ -86,9 +86,19 @@ class Counter:
             return counts
         size = int(np.prod(node.shape[1:]))
         counts = op("Reshape", [counts, constant(f"shape/map/{size}", [0, size])], f"{name}/count/map")
-        table = np.stack([np.outer(a, b).ravel() for a, b in zip(columns.rows, columns.columns, strict=True)], axis=1)
-        small = constant(f"{name}/count/fan", table.astype(np.uint8 if table.max() < 256 else np.int32))
-        wide = op("Cast", [small], f"{name}/count/fan/float", to=TensorProto.FLOAT)
+        # The weights of a map are a row's times a column's: the file holds these, the runtime multiplies when it loads.
+        down, across = (
+            np.stack(columns.rows, 1)[:, None],
+            np.stack(columns.columns, 1)[None],
+        )  # [H, 1, sums], [1, W, sums]
+        number = np.uint8 if down.max() * across.max() < 256 else np.int32
+        parts = [
+            constant(f"{name}/count/fan/{key}", values.astype(number))
+            for key, values in (("rows", down), ("columns", across))
+        ]
+        fan = op("Mul", parts, f"{name}/count/fan")
+        fan = op("Reshape", [fan, constant(f"shape/fan/{size}", [size, -1])], f"{name}/count/fan/flat")
+        wide = op("Cast", [fan], f"{name}/count/fan/float", to=TensorProto.FLOAT)
         return op("MatMul", [counts, wide], f"{name}/count")
 
     def events(self, node: g.Node, tensor: str) -> str:

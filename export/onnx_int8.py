@@ -166,8 +166,8 @@ class Emitter:
             return x.tensor
         under = self.under(node, x, kernel, node.stride, node.padding)
         channels = self.twin[node.inputs[0]].shape[0]
-        size = [0, int(np.prod(node.shape[1:])), kernel[0] * kernel[1] * channels]
-        shape = self.builder.constant(f"{node.name}/columns/shape", size)
+        outputs, inputs = int(np.prod(node.shape[1:])), kernel[0] * kernel[1] * channels
+        shape = self.builder.constant(f"shape/columns/{outputs}x{inputs}", [0, outputs, inputs])
         return self.builder.op("Reshape", [under, shape], f"{node.name}/columns")
 
     def under(
@@ -200,9 +200,8 @@ class Emitter:
 
         Runtimes compute it when they load the model: the file holds what a row and a column add.
         """
-        key = "/".join(
-            f"{name}{a}x{b}" for name, (a, b) in zip("mokSp", (inside, size, kernel, stride, padding), strict=True)
-        )
+        (h, w), (kh, kw), (sh, sw), (ph, pw) = inside, kernel, stride, padding  # which say how many windows there are
+        key = f"{h}x{w}/k{kh}x{kw}/s{sh}x{sw}/p{ph}x{pw}"
         if key not in self.known:
             op, constant = self.builder.op, self.builder.constant
             area = inside[0] * inside[1]
