@@ -12,10 +12,13 @@ from hypothesis import strategies as st
 from onnx import TensorProto
 from onnx_runs import assert_same, expected_int8, exposed, in_onnx, in_onnxruntime, stepped, twin_of, unrolled
 
-from export import execute, onnx_int8
+from export import execute, onnx_membrane
 from export import graph as g
 from export.integer import EXACT_FLOAT32, V_LIMIT, IntegerLIF, QuantizedInput
-from export.onnx_int8 import Emitter, Integers, build_int8, is_simple
+from export.onnx_int8 import build_int8
+from export.onnx_integers import Integers
+from export.onnx_membrane import is_simple
+from export.onnx_membrane import neurons as write_neurons
 from export.onnx_model import Builder, info
 from export.scales import Scales
 
@@ -160,7 +163,7 @@ def neurons(node: IntegerLIF, x: Integers, T: int) -> onnx.ModelProto:
     graph = g.Graph(nodes=(source, node), T=T)
     builder = Builder(graph=graph, form="unrolled")
     builder.op("Identity", ["image"], "image", output="image/out")
-    value = Emitter(builder, graph).lif(node, x)
+    value = write_neurons(builder, node, x, T=graph.T)
     inputs, outputs = [info("image", ("T*B", *node.shape))], [info(value.tensor, ("T*B", *node.shape), type=value.type)]
     body = onnx.helper.make_graph(builder.nodes, "lif", inputs, outputs, list(builder.constants.values()))
     model = onnx.helper.make_model(body, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
@@ -282,7 +285,7 @@ def test_float32_would_give_other_spikes_there(kind: str, monkeypatch: pytest.Mo
     else:
         graphs = [build(truncating((3.0, True), seed=seed, side=(8, 8))) for seed in range(6)]
         cases = [(graph, *twin_of(graph), 8) for graph in graphs]
-    monkeypatch.setattr(onnx_int8, "is_simple", lambda *_, **__: True)
+    monkeypatch.setattr(onnx_membrane, "is_simple", lambda *_, **__: True)
     wrong = 0
     for graph, twin, scales, count in cases:
         images = mixed_images(graph) if kind == "clips" else images_of(graph, count).astype(np.float32)

@@ -11,7 +11,7 @@ from onnx_runs import assert_is_twin, in_onnxruntime, int8_of, twin_of
 
 from export import graph as g
 from export.integer import WEIGHT_LIMIT
-from export.onnx_int8 import LARGEST_UINT8
+from export.onnx_integers import LARGEST_UINT8
 from export.onnx_model import Form
 from export.prepare import prepare
 from export.scales import Scales, rebuild
