@@ -73,8 +73,9 @@ class Result:
 
 def main(config: BundleConfig) -> Result:
     """Write the bundle, whole or not at all. Raises NotVerified if a model or the .net file fails its check."""
-    from export import energy, exits
+    from export import energy
     from export.bundle_models import write_models
+    from export.exits_view import plot
     from hardware import chip
     from train import evaluate
     from train.checkpoint import Checkpoint
@@ -108,7 +109,7 @@ def main(config: BundleConfig) -> Result:
             tolerance=config.tolerance,
         )
         write_json(new / "exits.json", models.exits)
-        exits.plot(models.exits, new / "exits.png")
+        plot(models.exits, new / "exits.png")
         precision = models.served(tolerance=config.tolerance) if config.precision == "auto" else config.precision
         if precision not in models.results:
             raise ValueError(f"--precision {precision}: {models.unsupported[precision]}")

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from tyro.conf import Positional
 
 from export.energy import joules
-from export.exits import words
+from export.exits_view import words
 from train import cli
 from train.checkpoint import Checkpoint
 from train.record import write_json
