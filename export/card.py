@@ -61,7 +61,7 @@ def onnx_rows(onnx: dict[str, Any]) -> list[tuple[str, str]]:
             rows.append((f"ONNX {precision}", f"not expressible: {forms['unsupported']}"))
             continue
         for form, engines in forms.items():
-            name = f"ONNX {precision}" if form == "unrolled" else f"  {form} form"
+            name = f"ONNX {precision}" if form == "unrolled" else f"ONNX {precision}, {form} form"
             verdicts = [verdict for verdict in engines.values() if verdict is not None]
             rows += [verdict_row(name, verdict) for verdict in verdicts[: 2 if form == "unrolled" else 1]]
     return rows

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 TOLERANCE = 0.005
 THRESHOLDS = (0.0, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 1.0)
 """Rows of the table, beside the one that is chosen."""
-RELAX = (0.0, 0.5, 1.0)
+RELAX = (0.0, 0.5, 1.0, 1.5, 2.0)
 """Growths of the allowed doubt that are tried."""
 
 
