@@ -18,8 +18,11 @@ from export import card, energy
 from export.images import RealImages, real_images
 from export.lower import lower
 from hardware import chip
+from serve.anytime import StepModel
+from serve.exits import Exit
 from serve.images import decode
 from serve.predictor import Predictor
+from serve.session import open_session
 from train.checkpoint import Checkpoint
 from train.config import NetConfig
 
@@ -122,6 +125,21 @@ def test_images_stop_at_the_server_as_the_table_says(predictor: Predictor, bundl
         assert rows[threshold]["accuracy"] == pytest.approx(np.mean(right))
         assert rows[threshold]["energy_J"] == pytest.approx(np.mean([p.energy_J for p in served]), rel=1e-6)
     assert rows[0.5]["mean_steps"] < rows[0.99]["mean_steps"] < 4
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_with_the_threshold_at_1_the_steps_give_exactly_the_unrolled_models_logits(
+    precision: str, bundle: Path, digits: RealImages
+) -> None:
+    forms = read(bundle, "bundle")["models"][precision]
+    images = digits.images[:50]
+    session = open_session(bundle / forms["unrolled"], provider="cpu")
+    logits, rates, taps = session.run(["logits", "spike_rates", "taps"], {"image": images})
+    traces = StepModel(open_session(bundle / forms["step"], provider="cpu")).run(images, Exit("confidence", 1.0))
+    for n, trace in enumerate(traces):
+        np.testing.assert_array_equal(trace.logits, logits[:, n])
+        np.testing.assert_array_equal(trace.spike_rates, rates[:, n])
+        np.testing.assert_array_equal(trace.taps, taps[:, n])
 
 
 def test_the_exit_table_stands_in_every_model_too(bundle: Path) -> None:
