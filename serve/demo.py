@@ -17,6 +17,7 @@ import tyro
 from serve import bundle, images, plots
 from serve.gate import MAX_BODY
 from serve.predictor import Predictor
+from serve.session import Provider
 
 
 UPLOADS_KEPT_S = (60, 600)  # looked through every minute; an upload stays on disk ten minutes
@@ -32,6 +33,8 @@ class Config:
     """Address to listen on; 0.0.0.0 opens the page to the network."""
     port: int = 7860
     """Port to listen on."""
+    provider: Provider | None = None
+    """What runs the network: auto, cpu, cuda or tensorrt (serve/session.py); by default what TSERVE_PROVIDER says."""
 
 
 def build(predictor: Predictor) -> gr.Blocks:
@@ -91,7 +94,7 @@ def mount(app: fastapi.FastAPI, predictor: Predictor, *, path: str) -> None:
 def main(config: Config) -> int:
     """Serve the page until interrupted; returns the exit status."""
     try:
-        page = build(Predictor(config.bundle or bundle.locate()))
+        page = build(Predictor(config.bundle or bundle.locate(), provider=config.provider))
         print(f"the page: http://{config.host}:{config.port} (Ctrl+C ends it)", flush=True)
         page.launch(server_name=config.host, server_port=config.port, quiet=True, **_page_options())
     except (ValueError, OSError) as error:  # a bad bundle or setting; a port in use

@@ -10,7 +10,7 @@ import pytest
 from onnx import helper
 from synthetic import build_model, exact_images
 
-from serve import session
+from serve import demo, session
 from serve.bundle import BundleError
 from serve.session import FixedBatches, Provider, ProviderError, open_session, provider_of, resolve, threads
 
@@ -184,3 +184,11 @@ def test_fixed_batches_give_what_a_plain_run_gives_and_keep_it(model: Path) -> N
 def test_fixed_batches_refuse_another_shape(model: Path, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"shape \['B', 1, 8, 8\] with B >= 1, got \["):
         FixedBatches(open_session(model, provider="cpu")).run(np.zeros(shape, np.float32))
+
+
+@needs_no_gpu
+def test_the_page_with_a_provider_that_is_missing_ends_with_status_2(
+    bundle_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert demo.main(demo.Config(bundle=bundle_dir, provider="cuda")) == 2
+    assert "error: provider cuda: the driver sees no CUDA device" in capsys.readouterr().err
