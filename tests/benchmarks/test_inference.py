@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "export"))
 
 import inference
 import inference_gpu
+import onnx_exactness
 from inference_models import Folded, ann_of, export_ann, naive_unroll, quantize_ann
 from inference_variants import Answer, Variant, Workshop, answers, every_step
 from live_networks import write_checkpoint
@@ -28,6 +29,7 @@ from small_graphs import dyadic_images, every_node
 
 from export import graph as g
 from export import reference
+from export.exits_view import markdown
 from export.images import RealImages, real_images
 from serve.exits import Exit, running_mean, steps_needed
 from serve.session import cuda_devices
@@ -392,3 +394,18 @@ def test_the_gpus_benchmark_runs_on_the_cpu_as_far_as_it_can(tmp_path: Path, stu
     assert len(found) == 4
     assert max(found) - min(found) <= 2 / 32
     assert inference_gpu.table(content) in done.stdout
+
+
+def test_the_onnx_document_says_what_was_measured() -> None:
+    document = (ROOT / "docs/onnx.md").read_text()
+    exact = json.loads((ROOT / "results/onnx_exactness.json").read_text())["rows"]
+    assert {(row["spike_mismatches"], row["largest_logit_difference"]) for row in exact} == {(0, 0.0)}
+    assert {row["samples"] for row in exact} == {64}
+    assert {row["net"]["name"] for row in exact} >= {"vgg_small", "vgg11", "resnet20", "resnet18", "sew_resnet18"}
+    assert "\n".join(onnx_exactness.table(exact)) in document
+    measured = [json.loads(path.read_text()) for path in sorted((ROOT / "results").glob("inference-*.json"))]
+    assert {content["student"]["net"]["name"] for content in measured} == {"resnet18", "vgg_small"}
+    for content in measured:
+        assert inference.table(content) in document
+    exits = json.loads((ROOT / "results/exits-cifar10-vgg_small-T4.json").read_text())
+    assert markdown(exits["int8"]) in document
