@@ -50,6 +50,18 @@ def rebuild(graph: g.Graph, scales: Scales) -> g.Graph:
     return graph.replace(*made.values())
 
 
+def recorded(graph: g.Graph, value: Any, name: str) -> tuple[g.Graph, Scales]:
+    """The integer twin of a prepared Graph under the scales that a file holds as JSON types, and these.
+
+    Raises ValueError, naming the file, where they are not of this form or not of this Graph.
+    """
+    try:
+        scales = Scales(**value)
+        return rebuild(graph, scales), scales
+    except (TypeError, KeyError, AttributeError) as error:  # JSON of any other kind
+        raise ValueError(f"{name}: its scales are not TSERve's ({error}); export it again") from error
+
+
 def weight_scale(graph: g.Graph, synapse: g.Node, current: float, pixel: float) -> float:
     """Integer steps of one unit of a synapse's weights, where its layer's current has `current` steps a unit."""
     return current / pixel if synapse.inputs[0] == graph.input.name else current

@@ -114,15 +114,13 @@ def integers(config: OnnxConfig, checkpoint: Any, graph: Any) -> Any:
     from export.images import real_images
     from export.prepare import prepare
     from export.quantize import quantize
-    from export.scales import rebuild
     from export.verify_netx import scales_of
     from hardware import netx
     from hardware.net import Limits
 
-    prepared = prepare(graph)  # what has no integer twin is reported before any data is read
+    prepare(graph)  # what has no integer twin is reported before any data is read
     if config.scales is not None:
-        scales = scales_of(checkpoint, netx.read(config.scales), config.scales.name)
-        return rebuild(prepared, scales), scales
+        return scales_of(checkpoint, netx.read(config.scales), config.scales.name)
     calibration = real_images(checkpoint, split="train", limit=config.calibration, root=config.data_root)
     return quantize(graph, calibration.images, Limits.load("loihi2"))
 

@@ -11,7 +11,7 @@ from export import graph as g
 from export.lower import lower
 from export.netx_build import FORMAT, to_net
 from export.prepare import prepare
-from export.scales import Scales, rebuild
+from export.scales import Scales, recorded
 from export.verify import EXACT, NotVerified, Run, Verdict, compare
 from hardware import lava, netx, netx_sim
 from hardware.net import Net, NetxError
@@ -85,8 +85,8 @@ def step_logits(v_out: np.ndarray) -> np.ndarray:
     return np.diff(v_out, axis=0, prepend=0) / 2**integer.FRACTION_BITS
 
 
-def scales_of(checkpoint: Checkpoint, net: Net, name: str) -> Scales:
-    """The scales under which `net` was exported from the checkpoint. Raises NetxError where it was not."""
+def scales_of(checkpoint: Checkpoint, net: Net, name: str) -> tuple[g.Graph, Scales]:
+    """The integer twin that `net` claims to be, and its scales. Raises ValueError where it is not this checkpoint's."""
     scales = net.meta.get("scales")
     if scales is None:
         raise NetxError(f"{name}: TSERve did not write this file (no scales inside), so nothing says what it should do")
@@ -97,17 +97,13 @@ def scales_of(checkpoint: Checkpoint, net: Net, name: str) -> Scales:
             f"{name}: format {net.meta.get('format')!r}, this version reads {FORMAT}; export again with "
             "python -m export.to_loihi"
         )
-    try:
-        return Scales(**scales)
-    except TypeError as error:
-        raise NetxError(f"{name}: its scales are not TSERve's ({error})") from error
+    return recorded(prepare(lower(checkpoint)), scales, name)
 
 
 def twin_of(checkpoint: Checkpoint, net: Net, name: str) -> tuple[g.Graph, Net]:
     """The integer twin that `net` claims to be, and the net that is written from it."""
-    recorded = scales_of(checkpoint, net, name)
-    twin = rebuild(prepare(lower(checkpoint)), recorded)
-    own = to_net(twin, recorded, labels=checkpoint.labels, checkpoint_sha256=checkpoint.sha256)
+    twin, scales = scales_of(checkpoint, net, name)
+    own = to_net(twin, scales, labels=checkpoint.labels, checkpoint_sha256=checkpoint.sha256)
     if [layer.name for layer in own.layers] != [layer.name for layer in net.layers]:
         raise NetxError(f"{name}: its layers are not the checkpoint's")
     return twin, own

@@ -19,7 +19,7 @@ from export import graph as g
 from export.lower import lower
 from export.onnx_model import expose_spikes, metadata, spikes_tensor
 from export.prepare import prepare
-from export.scales import Scales, rebuild
+from export.scales import Scales, recorded
 from export.verify import EXACT, FLOAT16, FLOAT32, Rule, Run, Verdict, compare
 from train.checkpoint import Checkpoint
 from train.networks import Network, lif_layers
@@ -115,11 +115,7 @@ def reference_of(checkpoint: Checkpoint, graph: g.Graph, file: OnnxFile) -> tupl
     if file.about["precision"] != "int8":
         network = checkpoint.network()
         return "the torch network", lambda images: run_torch(network, checkpoint, images)
-    try:
-        scales = Scales(**file.about["scales"])
-        twin = rebuild(prepare(graph), scales)
-    except (KeyError, TypeError, AttributeError) as error:  # JSON of any other kind
-        raise ValueError(f"{file.name}: the scales in it are not TSERve's ({error}); export again") from error
+    twin, scales = recorded(prepare(graph), file.about.get("scales"), file.name)
     return "the checkpoint's integer twin", lambda images: run_twin(twin, scales, images, file.about["lif_layers"])
 
 

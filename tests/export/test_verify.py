@@ -291,6 +291,10 @@ def of_another_layer(path: Path) -> None:
     with_meta(scales={**scales, "thresholds": thresholds})(path)
 
 
+def biases_in_a_list(path: Path) -> None:
+    with_meta(scales={**netx.read(path).meta["scales"], "biases": [1]})(path)
+
+
 def renamed(path: Path) -> None:
     net = netx.read(path)
     layers = [dataclasses.replace(layer, name="x") if layer is net.spiking[1] else layer for layer in net.layers]
@@ -307,12 +311,14 @@ def renamed(path: Path) -> None:
         ("student.net", strip_meta, "student.net: TSERve did not write this file (no scales inside)"),
         ("student.net", with_meta(format=1), "student.net: format 1, this version reads 2; export again with"),
         ("student.net", with_meta(scales={"input": 1.0, "layers": {}}), "student.net: its scales are not TSERve's"),
+        ("student.net", with_meta(scales=[1]), "student.net: its scales are not TSERve's"),
+        ("student.net", biases_in_a_list, "student.net: its scales are not TSERve's"),
         ("student.net", of_another_layer, "body.act3: the scales are not those of this student; export it again"),
         ("student.net", renamed, "student.net: its layers are not the checkpoint's"),
     ],
     ids=[
         *("truncated onnx", "picture", "missing", "truncated net", "another program's net", "older format"),
-        *("older scales", "scales of other layers", "other layers"),
+        *("older scales", "scales that are a list", "biases that are a list", "scales of other layers", "other layers"),
     ],
 )
 def test_damaged_and_foreign_files_are_status_2_in_one_line(

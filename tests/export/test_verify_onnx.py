@@ -199,7 +199,7 @@ def without(entry: str) -> Callable[[onnx.ModelProto], None]:
 
 
 OTHER_LAYERS = "body.act3: the scales are not those of this student; export it again"
-NOT_OURS = "model.onnx: the scales in it are not TSERve's"
+NOT_OURS = "model.onnx: its scales are not TSERve's"
 OTHERWISE = "in it are not the checkpoint's; export again with python -m export.to_onnx"
 DAMAGED = "model.onnx: not an ONNX model that TSERve wrote, or a damaged one"
 

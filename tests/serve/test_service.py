@@ -88,7 +88,7 @@ def test_model_describes_the_bundle(client: httpx.Client) -> None:
     assert about["input"] == {"channels": 1, "height": 8, "width": 8}
     assert about["provider"] in ("CPUExecutionProvider", "CUDAExecutionProvider")
     assert about["precision"] == "fp32"
-    assert about["exit"] == {"rule": "confidence", "threshold": THRESHOLD}
+    assert about["exit"] == {"rule": "confidence", "threshold": THRESHOLD, "relax": 0.0}
     assert about["exits"]["fp32"]["table"][0]["mean_steps"] == 2
     assert "files" not in about
 
