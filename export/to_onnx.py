@@ -114,13 +114,13 @@ def integers(config: OnnxConfig, checkpoint: Any, graph: Any) -> Any:
     from export.images import real_images
     from export.prepare import prepare
     from export.quantize import quantize
-    from export.verify_netx import scales_of
+    from export.verify_netx import twin_with_scales
     from hardware import netx
     from hardware.net import Limits
 
     prepare(graph)  # what has no integer twin is reported before any data is read
     if config.scales is not None:
-        return scales_of(checkpoint, netx.read(config.scales), config.scales.name)
+        return twin_with_scales(checkpoint, netx.read(config.scales), config.scales.name)
     calibration = real_images(checkpoint, split="train", limit=config.calibration, root=config.data_root)
     return quantize(graph, calibration.images, Limits.load("loihi2"))
 

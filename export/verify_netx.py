@@ -85,7 +85,7 @@ def step_logits(v_out: np.ndarray) -> np.ndarray:
     return np.diff(v_out, axis=0, prepend=0) / 2**integer.FRACTION_BITS
 
 
-def scales_of(checkpoint: Checkpoint, net: Net, name: str) -> tuple[g.Graph, Scales]:
+def twin_with_scales(checkpoint: Checkpoint, net: Net, name: str) -> tuple[g.Graph, Scales]:
     """The integer twin that `net` claims to be, and its scales. Raises ValueError where it is not this checkpoint's."""
     scales = net.meta.get("scales")
     if scales is None:
@@ -102,7 +102,7 @@ def scales_of(checkpoint: Checkpoint, net: Net, name: str) -> tuple[g.Graph, Sca
 
 def twin_of(checkpoint: Checkpoint, net: Net, name: str) -> tuple[g.Graph, Net]:
     """The integer twin that `net` claims to be, and the net that is written from it."""
-    twin, scales = scales_of(checkpoint, net, name)
+    twin, scales = twin_with_scales(checkpoint, net, name)
     own = to_net(twin, scales, labels=checkpoint.labels, checkpoint_sha256=checkpoint.sha256)
     if [layer.name for layer in own.layers] != [layer.name for layer in net.layers]:
         raise NetxError(f"{name}: its layers are not the checkpoint's")

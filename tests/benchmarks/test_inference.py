@@ -189,7 +189,7 @@ def test_an_exit_is_chosen_on_validation_images_and_says_what_it_did(tmp_path: P
 
 def test_int8_takes_the_scales_of_a_net_file(tmp_path: Path, student: Path) -> None:
     from export import to_loihi
-    from export.verify_netx import scales_of
+    from export.verify_netx import twin_with_scales
     from hardware import netx
 
     path = tmp_path / "student.pt"
@@ -198,7 +198,7 @@ def test_int8_takes_the_scales_of_a_net_file(tmp_path: Path, student: Path) -> N
     made = workshop(path, tmp_path, scales=path.with_suffix(".net"))
     model = onnx.load(made.model("int8", "step"))
     (written,) = (json.loads(item.value) for item in model.metadata_props if item.key == "scales")
-    wanted = scales_of(made.checkpoint, netx.read(path.with_suffix(".net")), "student.net")
+    _, wanted = twin_with_scales(made.checkpoint, netx.read(path.with_suffix(".net")), "student.net")
     assert written == json.loads(json.dumps(dataclasses.asdict(wanted)))
 
 
