@@ -78,9 +78,8 @@ class Emitter:
             case SumPool():
                 return self.sum_pool(node, inputs[0])
             case g.MaxPool():
-                inside = self.inside(node)
-                x = inputs[0]
-                columns = self.windows.under(node, x.tensor, inside, node.kernel, node.stride, node.padding)
+                source = inputs[0].tensor
+                columns = self.windows.under(node, source, self.inside(node), node.kernel, node.stride, node.padding)
                 axes = self.builder.constant("axes/2", [2])
                 tensor = self.builder.op("ReduceMax", [columns, axes], node.name, output=out(node), keepdims=0)
                 return replace(inputs[0], tensor=tensor)
@@ -194,10 +193,6 @@ class Emitter:
         type = TensorProto.UINT8 if high <= LARGEST_UINT8 else TensorProto.FLOAT
         tensor = op("Cast", [summed], name, output=out(node), to=type)
         return Integers(tensor=tensor, static=x.static, type=type, low=0, high=high)
-
-    def flat_shape(self, node: g.Node) -> tuple[int, ...]:
-        """The shape that a node's value has here, without the batch axis."""
-        return tuple(flat(node.shape)[1:])
 
     def inside(self, node: g.Node) -> tuple[int, int]:
         """Rows and columns of the map that a node reads."""

@@ -6,6 +6,7 @@ fp32 and fp16 are the student; int8 is its integer twin, whose spikes are those 
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,8 +68,6 @@ def main(config: OnnxConfig) -> Result:
 
     Raises NotForLoihi (a ValueError) for int8 of a student that has no integer twin.
     """
-    import json
-
     from export.images import real_images
     from export.lower import lower
     from export.onnx_graph import build_model

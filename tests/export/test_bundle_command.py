@@ -29,9 +29,14 @@ from train.config import NetConfig
 
 @pytest.fixture(scope="module", params=["fp32", "int8"])
 def predictor(bundle: Path, request: pytest.FixtureRequest) -> Predictor:
-    """The bundle's students as they are served on a CPU, in both precisions."""
+    """The bundle's student as it is served on a CPU, in both precisions."""
+    return serving(bundle, request.param)
+
+
+def serving(bundle: Path, precision: str) -> Predictor:
+    """The bundle's student as it is served on a CPU in one precision."""
     with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("TSERVE_PRECISION", request.param)
+        environment.setenv("TSERVE_PRECISION", precision)
         return Predictor(bundle, provider="cpu")
 
 
@@ -170,17 +175,14 @@ def test_the_gallery_is_the_test_images_pixel_by_pixel_with_their_labels(
         assert np.array_equal(decode(bundle / sample["file"], predictor.about.input), wanted)
 
 
-def test_energy_of_an_image_at_the_server_is_the_counted_one(
-    predictor: Predictor, student: Path, digits: RealImages
-) -> None:
-    if predictor.precision != "fp32":
-        pytest.skip("the float Graph is counted here; tests of the int8 model count its own spikes")
+def test_energy_of_an_image_at_the_server_is_the_counted_one(bundle: Path, student: Path, digits: RealImages) -> None:
+    """In floats, as the Graph is counted; tests of the int8 model count its own spikes."""
     graph, prices = lower(Checkpoint.load(student)), chip.load("cmos45nm")
-    for i, served in enumerate(predictor.predict(digits.images[:5], exit_threshold=1.0)):
+    for i, answer in enumerate(serving(bundle, "fp32").predict(digits.images[:5], exit_threshold=1.0)):
         counted = energy.report(graph, digits.images[i : i + 1], named={}, chip=prices)["per_image"]
-        assert (served.sops, served.macs) == (counted["acs"], counted["macs"])
-        assert served.sops > 0
-        assert served.energy_J == pytest.approx(counted["energy_J"], rel=1e-12)
+        assert (answer.sops, answer.macs) == (counted["acs"], counted["macs"])
+        assert answer.sops > 0
+        assert answer.energy_J == pytest.approx(counted["energy_J"], rel=1e-12)
 
 
 def test_the_card_and_the_summary_are_drawn_from_the_json_files(
