@@ -3,13 +3,14 @@
     model = StepModel(open_session(path))
     traces = model.run(images, Exit("confidence", 0.9))
 
-For a server that batches over it, `model.crowd(rule)` takes new images at every step.
+For a server that batches over it, `model.crowd(rule)` takes new images at every step, each with its own threshold.
 
 Shapes: B images, C channels, H rows, W columns, K classes, L LIF layers, M spike-driven synaptic layers, t <= T steps.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnxruntime as ort
@@ -18,6 +19,9 @@ from serve.bundle import WRITE_AGAIN, BundleError
 from serve.exits import Exit, Rule, sureness
 from serve.place import Host, OnDevice, Slot
 from serve.session import CPU, metadata, provider_of
+
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,8 +65,8 @@ class StepModel:
 
     def run(self, images: np.ndarray, exit: Exit, steps: int | None = None) -> list[Trace]:
         """Run images [B, C, H, W] until each is sure or has had `steps` (default and at most T); traces in order."""
-        crowd = self.crowd(exit.rule, exit.relax)
-        done = dict(crowd.advance(images, threshold=exit.threshold, steps=steps))
+        crowd, limit = self.crowd(exit.rule, exit.relax), self.limit(steps)
+        done = dict(crowd.advance(images, threshold=exit.threshold, steps=limit))
         while len(crowd):
             done |= dict(crowd.advance())
         return [done[number] for number in range(len(images))]
@@ -99,7 +103,8 @@ class Crowd:
 
     def __init__(self, model: StepModel, rule: Rule, relax: float) -> None:
         self._model, self._rule, self._relax = model, rule, relax
-        self._entered = 0
+        self.entered = 0
+        """How many images have entered so far: the number of the next."""
         self._images: list[_Image] = []
         self._tensors: list[Any] = model.place.nothing()
         self._rows: np.ndarray | None = None
@@ -113,19 +118,25 @@ class Crowd:
         return len(self._images)
 
     def advance(
-        self, images: np.ndarray | None = None, *, threshold: float = 1.0, steps: int | None = None
+        self,
+        images: np.ndarray | None = None,
+        *,
+        threshold: float | Sequence[float] = 1.0,
+        steps: int | Sequence[int] | None = None,
     ) -> list[tuple[int, Trace]]:
         """Let new images [N, C, H, W] in, move all by one step and give those that are done, as (number, trace).
 
         Numbers count the images from 0 in the order in which they entered. `threshold` and `steps` (default and at
-        most T) are those of the new images. Nobody under way and nobody new: nothing happens.
+        most T) are those of the new images: one for all, or one for each. ValueError, and nothing has happened, for
+        one that cannot be. Nobody under way and nobody new: nothing happens.
         """
         model = self._model
         images = model.no_images if images is None else np.ascontiguousarray(images, np.float32)
-        limit, exit = model.limit(steps), Exit(self._rule, threshold, self._relax)
-        for _ in range(len(images)):
-            self._images.append(_Image(number=self._entered, exit=exit, limit=limit))
-            self._entered += 1
+        exits = [Exit(self._rule, value, self._relax) for value in _for_each(threshold, len(images))]
+        limits = [model.limit(value) for value in _for_each(steps, len(images))]
+        for number, (exit, limit) in enumerate(zip(exits, limits, strict=True), self.entered):
+            self._images.append(_Image(number=number, exit=exit, limit=limit))
+        self.entered += len(images)
         if not self._images:
             return []
         tensors = model.place.joined(self._tensors, self._rows, len(images))
@@ -162,6 +173,15 @@ class Crowd:
         else:
             self._rows = None
         return traces
+
+
+def _for_each(value: Value | Sequence[Value], images: int) -> Sequence[Value]:
+    """One value for each image, from one for all or one for each."""
+    if not isinstance(value, Sequence):
+        return [value] * images
+    if len(value) != images:
+        raise ValueError(f"{len(value)} values for {images} images; give one for all, or one for each")
+    return value
 
 
 def _slot(entry: dict[str, Any]) -> Slot:

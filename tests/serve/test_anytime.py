@@ -97,26 +97,33 @@ def test_a_limit_cuts_what_would_go_on(model: StepModel, expected: dict[str, np.
 
 
 arrivals = st.lists(
-    st.tuples(st.integers(0, 12), st.floats(0.2, 1), st.integers(1, T)), min_size=1, max_size=8
-)  # at each step: new images, their threshold and their limit
+    st.lists(st.tuples(st.floats(0.2, 1), st.integers(1, T)), max_size=12), min_size=1, max_size=8
+)  # at each step: the threshold and the limit of each new image
 
 
 @settings(deadline=None, max_examples=60)
 @given(arrivals=arrivals, rule=st.sampled_from(list(RULES)), relax=st.sampled_from([0.0, 1.0]))
 def test_images_that_join_midway_get_what_they_get_alone(
-    model: StepModel, expected: dict[str, np.ndarray], arrivals: list[tuple[int, float, int]], rule: Rule, relax: float
+    model: StepModel,
+    expected: dict[str, np.ndarray],
+    arrivals: list[list[tuple[float, int]]],
+    rule: Rule,
+    relax: float,
 ) -> None:
     crowd = model.crowd(rule, relax)
     wanted: dict[int, tuple[int, int, int]] = {}  # number -> image, steps, when it is done
     done: dict[int, Trace] = {}
     time = 0
     while time < len(arrivals) or len(crowd):
-        count, threshold, limit = arrivals[time] if time < len(arrivals) else (0, 1.0, 1)
-        entering = [(len(wanted) + i) % COUNT for i in range(count)]
-        needed = np.minimum(steps_needed(expected["logits"], Exit(rule, threshold, relax)), limit)
-        for image in entering:
-            wanted[len(wanted)] = (image, int(needed[image]), time + int(needed[image]) - 1)
-        for number, trace in crowd.advance(IMAGES[entering], threshold=threshold, steps=limit):
+        new = arrivals[time] if time < len(arrivals) else []
+        assert crowd.entered == len(wanted)
+        entering = [(len(wanted) + i) % COUNT for i in range(len(new))]
+        for image, (threshold, limit) in zip(entering, new, strict=True):
+            needed = steps_needed(expected["logits"][:, [image]], Exit(rule, threshold, relax))
+            steps = min(int(needed[0]), limit)
+            wanted[len(wanted)] = (image, steps, time + steps - 1)
+        thresholds, limits = [threshold for threshold, _ in new], [limit for _, limit in new]
+        for number, trace in crowd.advance(IMAGES[entering], threshold=thresholds, steps=limits):
             assert number not in done
             assert wanted[number][2] == time
             done[number] = trace
@@ -124,6 +131,18 @@ def test_images_that_join_midway_get_what_they_get_alone(
     assert done.keys() == wanted.keys()
     for number, (image, steps, _) in wanted.items():
         check(done[number], expected, image, steps)
+
+
+def test_one_threshold_and_one_limit_may_be_for_all_who_enter(
+    model: StepModel, expected: dict[str, np.ndarray]
+) -> None:
+    crowd = model.crowd("margin")
+    crowd.advance(IMAGES[:2], threshold=1.0)
+    done = crowd.advance(IMAGES[2:5], threshold=1.0, steps=1)
+    assert [number for number, _ in done] == [2, 3, 4]
+    for number, trace in done:
+        check(trace, expected, number, 1)
+    assert len(crowd) == 2
 
 
 def test_nobody_takes_no_step(model: StepModel) -> None:
@@ -144,11 +163,27 @@ def test_steps_that_the_model_has_not_are_refused(model: StepModel, steps: int) 
         model.run(IMAGES[:1], Exit("confidence", 0.5), steps)
 
 
-def test_a_wrong_threshold_is_refused_before_anything_runs(model: StepModel) -> None:
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ({"threshold": 1.5}, r"must lie in \[0, 1\], 1 for always all time steps, got 1.5"),
+        ({"threshold": [0.5, 0.5, -1.0]}, r"must lie in \[0, 1\].*got -1.0"),
+        ({"steps": [1, T + 1, 1]}, rf"steps must be 1 to {T}, got {T + 1}"),
+        ({"threshold": [0.5, 0.5]}, "2 values for 3 images; give one for all, or one for each"),
+        ({"steps": [1] * 4}, "4 values for 3 images"),
+    ],
+)
+def test_who_cannot_enter_leaves_the_others_as_they_are(
+    model: StepModel, expected: dict[str, np.ndarray], entry: dict[str, Any], said: str
+) -> None:
     crowd = model.crowd("margin")
-    with pytest.raises(ValueError, match=r"must lie in \[0, 1\], 1 for always all time steps, got 1.5"):
-        crowd.advance(IMAGES[:1], threshold=1.5)
-    assert len(crowd) == 0
+    crowd.advance(IMAGES[:1], steps=2)
+    with pytest.raises(ValueError, match=said):
+        crowd.advance(IMAGES[1:4], **entry)
+    assert (len(crowd), crowd.entered) == (1, 1)
+    ((number, trace),) = crowd.advance()
+    assert number == 0
+    check(trace, expected, 0, 2)
 
 
 def edit(name: str, change: Callable[[Any], object]) -> Change:
