@@ -1,12 +1,13 @@
 """Read a bundle: the folder that `python -m export.bundle` writes and the server serves.
 
 A bundle is `bundle.json` beside the files it lists. Nothing of it is used before its schema is understood and the
-SHA-256 of every listed file agrees, so a half-copied or altered bundle is refused at start, by name, and not served.
+SHA-256 of every listed file agrees, so a half-copied or altered bundle is refused, by name, and not served. What is run
+is opened from the bytes that agreed (`Bundle.content`): a folder that is replaced meanwhile gives an error, and never
+a network of two bundles' parts.
 """
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, Self
@@ -17,9 +18,13 @@ from serve.exits import Exit, Rule
 
 
 FORMAT = 2
-DEFAULT_FOLDER = Path("runs/latest/bundle")
-ENV_FOLDER = "TSERVE_BUNDLE"
+NAME = "bundle.json"
 WRITE_AGAIN = "write the bundle again: python -m export.bundle CKPT"
+COPY_AGAIN = f"copy the whole folder again, or {WRITE_AGAIN}"
+MAKE_ONE = (
+    "Make one with `python -m export.bundle CKPT` or `make demo`, or set TSERVE_BUNDLE to where another is: "
+    "its folder, a folder of several, or bentoml:TAG"
+)
 
 Joules = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -56,6 +61,10 @@ class ModelRecord(Record):
 
     unrolled: str
     step: str
+
+    def file(self, form: Form) -> str:
+        """The name of the file of one form, as it is listed."""
+        return self.unrolled if form == "unrolled" else self.step
 
 
 class SynapseRecord(Record):
@@ -198,20 +207,24 @@ class Bundle:
 
     folder: Path
     about: Description
+    id: str
+    """The first 12 hexadecimal digits of bundle.json's SHA-256; with the list of files in it, it stands for all."""
+
+    def content(self, name: str) -> bytes:
+        """Read a listed file and verify what was read; BundleError, also if it was replaced since; KeyError."""
+        record, path = self.about.files[name], self.folder / name
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise _unread(path, error) from None
+        digest = hashlib.sha256(data).hexdigest()
+        if digest != record.sha256:
+            raise _another(path, record, digest, len(data))
+        return data
 
     def model_file(self, precision: Precision, form: Form) -> Path:
         """An ONNX model; KeyError for a precision that the bundle lacks."""
-        model = self.about.models[precision]
-        return self.folder / (model.unrolled if form == "unrolled" else model.step)
-
-    def sample_file(self, index: int) -> Path:
-        """The image of the sample at `index`."""
-        return self.folder / self.about.samples[index].file
-
-
-def locate() -> Path:
-    """Give the folder that is served: TSERVE_BUNDLE if it is set, else runs/latest/bundle."""
-    return Path(os.environ.get(ENV_FOLDER) or DEFAULT_FOLDER)
+        return self.folder / self.about.models[precision].file(form)
 
 
 def read(folder: Path | str) -> Bundle:
@@ -221,17 +234,21 @@ def read(folder: Path | str) -> Bundle:
     is not the one that was written.
     """
     folder = Path(folder)
-    about = parse(_text_of(folder), where=folder / "bundle.json")
+    data = _description(folder)
+    try:
+        about = parse(data.decode(), where=folder / NAME)
+    except UnicodeDecodeError as error:
+        raise BundleError(f"{folder / NAME}: not JSON ({error}); {WRITE_AGAIN}") from None
     for name, record in about.files.items():
-        _verify(folder, name, record)
-    return Bundle(folder=folder, about=about)
+        _verify(folder / name, record)
+    return Bundle(folder=folder, about=about, id=hashlib.sha256(data).hexdigest()[:12])
 
 
 def parse(text: str, *, where: Path) -> Description:
     """Parse the text of bundle.json; `where` names the file in errors (BundleError)."""
     try:
         fields: Any = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{where}: not JSON ({error}); {WRITE_AGAIN}") from None
     if isinstance(fields, dict) and fields.get("format") != FORMAT:
         raise BundleError(f"{where}: bundle format {fields.get('format')!r}, this server reads {FORMAT}; {WRITE_AGAIN}")
@@ -244,28 +261,31 @@ def parse(text: str, *, where: Path) -> Description:
         raise BundleError(f"{where}: {wrong}; {WRITE_AGAIN}") from None
 
 
-def _text_of(folder: Path) -> str:
+def _description(folder: Path) -> bytes:
     try:
-        return (folder / "bundle.json").read_text(encoding="utf-8")
+        return (folder / NAME).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        raise BundleError(
-            f"{folder.absolute()}: no bundle here (no bundle.json). Make one with `python -m export.bundle CKPT` or "
-            f"`make demo`, or set {ENV_FOLDER} to the folder of another"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise BundleError(f"{folder / 'bundle.json'}: cannot be read: {error}") from None
-
-
-def _verify(folder: Path, name: str, record: FileRecord) -> None:
-    again = f"copy the whole folder again, or {WRITE_AGAIN}"
-    try:
-        with open(folder / name, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        raise BundleError(f"{folder.absolute()}: no bundle here (no {NAME}). {MAKE_ONE}") from None
     except OSError as error:
-        raise BundleError(f"{folder / name}: listed in bundle.json, but {error.strerror or error}; {again}") from None
+        raise BundleError(f"{folder / NAME}: cannot be read: {error.strerror or error}") from None
+
+
+def _verify(path: Path, record: FileRecord) -> None:
+    try:
+        with open(path, "rb") as file:
+            digest, size = hashlib.file_digest(file, "sha256").hexdigest(), file.tell()
+    except OSError as error:
+        raise _unread(path, error) from None
     if digest != record.sha256:
-        size = (folder / name).stat().st_size
-        raise BundleError(
-            f"{folder / name}: not the file that bundle.json lists: SHA-256 {digest[:12]}.. ({size} bytes), "
-            f"expected {record.sha256[:12]}.. ({record.bytes} bytes); {again}"
-        )
+        raise _another(path, record, digest, size)
+
+
+def _unread(path: Path, error: OSError) -> BundleError:
+    return BundleError(f"{path}: listed in {NAME}, but {error.strerror or error}; {COPY_AGAIN}")
+
+
+def _another(path: Path, record: FileRecord, digest: str, size: int) -> BundleError:
+    return BundleError(
+        f"{path}: not the file that {NAME} lists: SHA-256 {digest[:12]}.. ({size} bytes), "
+        f"expected {record.sha256[:12]}.. ({record.bytes} bytes); {COPY_AGAIN}"
+    )

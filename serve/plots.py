@@ -11,7 +11,7 @@ from html import escape
 
 from serve.bundle import Description, EnergyRecord
 from serve.predictor import Prediction
-from serve.schema import Classification
+from serve.web.schema import Classification
 
 
 CSS = """

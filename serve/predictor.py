@@ -48,7 +48,7 @@ class Prediction:
     energy_J: float
     """sops * ac_J + macs * mac_J of the bundle's chip."""
     latency_s: float
-    """Wall time of the run that this image was in."""
+    """Seconds from asking to the answer."""
 
     @property
     def step_probs(self) -> np.ndarray:
@@ -114,12 +114,13 @@ def settings(about: Description, *, provider: Provider | None = None) -> Setting
 class Predictor:
     """A verified bundle in two onnxruntime sessions, the unrolled form and the step form."""
 
-    def __init__(self, folder: Path | str, *, provider: Provider | None = None) -> None:
-        """Read, verify, load and try out the bundle in `folder`; `provider` by default as TSERVE_PROVIDER says.
+    def __init__(self, source: Path | str | Bundle, *, provider: Provider | None = None) -> None:
+        """Read, verify, load and try out the bundle in a folder, or one that was read; `provider` by default as
+        TSERVE_PROVIDER says.
 
         Raises BundleError, and ValueError for a setting or a provider that cannot be.
         """
-        self.bundle: Bundle = read(folder)
+        self.bundle: Bundle = source if isinstance(source, Bundle) else read(source)
         self.about: Description = self.bundle.about
         chosen = settings(self.about, provider=provider)
         unrolled = self._open(chosen, "unrolled", provider)
@@ -131,10 +132,20 @@ class Predictor:
         self.precision: Precision = chosen.precision
         self.exit: Exit = chosen.exit
         self._unrolled = unrolled
-        self._steps = StepModel(self._open(chosen, "step", provider))
+        self.steps = StepModel(self._open(chosen, "step", provider))
+        self._samples = [self.bundle.content(sample.file) for sample in self.about.samples]
         self._try_out()
         told = f"{self.precision} on {self.provider}, {self.exit.rule} > {self.exit.threshold}, relax {self.exit.relax}"
-        logger.info("%s: %s, %s", folder, self.about.name, told)
+        logger.info("%s: %s, %s", self.bundle.folder, self.about.name, told)
+
+    @property
+    def id(self) -> str:
+        """The bundle's, see Bundle.id."""
+        return self.bundle.id
+
+    def sample(self, index: int) -> bytes:
+        """The image file of a sample, as it was when this was opened, whatever became of the folder since."""
+        return self._samples[index]
 
     def decode(self, source: bytes | Path) -> np.ndarray:
         """Decode an image file to the float32 [C, H, W] that this network takes; raises ImageError (a ValueError)."""
@@ -163,25 +174,25 @@ class Predictor:
         """
         images = self.check(images)
         exit = self.exit if exit_threshold is None else replace(self.exit, threshold=exit_threshold)
-        limit = self._steps.limit(steps)
+        limit = self.steps.limit(steps)
         start = time.perf_counter()
         whole = exit.threshold == 1 and limit == self.about.T
-        traces = self._all_steps(images) if whole else self._steps.run(images, exit, limit)
+        traces = self._all_steps(images) if whole else self.steps.run(images, exit, limit)
         latency_s = time.perf_counter() - start
-        taps = np.stack([np.rint(trace.taps).astype(np.int64).sum(axis=0) for trace in traces])
-        adds, macs = operations(taps[None], self.about)
+        return [self.prediction(trace, latency_s=latency_s) for trace in traces]
+
+    def prediction(self, trace: Trace, *, latency_s: float) -> Prediction:
+        """What a trace of this network says, with its operations and their energy counted."""
+        (adds,), (macs,) = (counts.tolist() for counts in operations(trace.taps[:, None], self.about))
         energy = self.about.energy
-        return [
-            Prediction(
-                logits=trace.logits,
-                spike_rates=trace.spike_rates,
-                sops=int(adds[b]),
-                macs=int(macs[b]),
-                energy_J=float(adds[b] * energy.ac_J + macs[b] * energy.mac_J),
-                latency_s=latency_s,
-            )
-            for b, trace in enumerate(traces)
-        ]
+        return Prediction(
+            logits=trace.logits,
+            spike_rates=trace.spike_rates,
+            sops=adds,
+            macs=macs,
+            energy_J=adds * energy.ac_J + macs * energy.mac_J,
+            latency_s=latency_s,
+        )
 
     def _all_steps(self, images: np.ndarray) -> list[Trace]:
         logits, spike_rates, taps = self._unrolled.run(OUTPUTS, {"image": images})
@@ -189,9 +200,10 @@ class Predictor:
 
     def _open(self, chosen: Settings, form: Form, provider: Provider | None) -> ort.InferenceSession:
         """Open one form of the model and hold what it says of itself against bundle.json."""
-        file = self.bundle.model_file(chosen.precision, form)
-        session = open_session(file, provider=provider, fp16=chosen.precision == "fp16")
-        about, said = self.about, metadata(session)
+        about, file = self.about, self.bundle.model_file(chosen.precision, form)
+        content = self.bundle.content(about.models[chosen.precision].file(form))
+        session = open_session(content, name=str(file), provider=provider, fp16=chosen.precision == "fp16")
+        said = metadata(session)
         expected: dict[str, Any] = {
             "form": form,
             "precision": chosen.precision,
@@ -215,7 +227,7 @@ class Predictor:
         few = min(2, about.T)  # the second step reads what the first one gave
         runs: dict[Form, Any] = {
             "unrolled": lambda: self._all_steps(blank),
-            "step": lambda: self._steps.run(blank, Exit("confidence", 1.0), few),
+            "step": lambda: self.steps.run(blank, Exit("confidence", 1.0), few),
         }
         sizes = {"logits": len(about.labels), "spike_rates": len(about.lif_layers), "taps": len(about.synapses)}
         for form, run in runs.items():

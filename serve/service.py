@@ -1,79 +1,172 @@
-"""The HTTP service. `bentoml serve` from the repository root serves the bundle that TSERVE_BUNDLE names on port 3000.
+"""The HTTP service. `bentoml serve` from the repository root serves the bundles that TSERVE_BUNDLE names on port 3000.
 
-POST /classify (multipart `image`), POST /classify_batch (JSON), GET /model, the page at /ui; from BentoML: the API's
-description at / and /docs.json, /metrics, /livez, /readyz.
+POST /classify and /classify_batch, GET /model and /models, the page at /ui, /metrics, /docs.json and its page at /, and
+from BentoML /livez and /readyz. docs/serving.md has the settings and what to put where.
 """
 
-import sys
+import asyncio
+from functools import partial
+from typing import Any
 
 import bentoml
-import click
 import fastapi
+from starlette.responses import JSONResponse, Response
 
-from serve import bundle, demo, intake
-from serve.gate import Gate
-from serve.predictor import Predictor, settings
-from serve.schema import Classification, Served, ServedExit
-
-
-web = fastapi.FastAPI(openapi_url=None)  # no pages of its own: BentoML shows its routes in /docs.json
-
-
-@web.get("/model", response_model_exclude={"files", "samples"})
-def model(request: fastapi.Request) -> Served:
-    """Describe the bundle that is served: classes, steps, layers, accuracy, joules per operation, provider, exit."""
-    predictor: Predictor = request.app.state.predictor
-    exit = ServedExit(rule=predictor.exit.rule, threshold=predictor.exit.threshold, relax=predictor.exit.relax)
-    served = {"precision": predictor.precision, "provider": predictor.provider, "exit": exit}
-    return Served(**predictor.about.model_dump() | served)
+from serve import demo, ending, launch, log, metrics
+from serve.batching import Batcher, Overloaded
+from serve.models import Models, Outcome, Served, UnknownModel
+from serve.session import CPU, threads
+from serve.settings import Settings, cores
+from serve.web import intake, openapi, openapi_page, schema
+from serve.web.gate import Front, Gate
+from serve.web.intake import Ask
+from serve.web.schema import Classification, ModelList, ServedModel, model_entry
+from serve.web.shape import busy
 
 
-@bentoml.service(name="tserve", workers=1, traffic={"timeout": 60})
+CPU_BATCH, GPU_BATCH = 4, 64
+FEW = 16
+"""Answers that are put into words at once; the loop has others to serve while more are."""
+settings = launch.prepare()
+front = Front()  # what the gate asks the service
+web = fastapi.FastAPI(openapi_url=None)  # its routes come before BentoML's own
+
+
+@bentoml.service(
+    name="tserve",
+    workers=settings.workers,
+    # The gate answers late requests itself; BentoML's limit, in a shape of its own, stands behind it.
+    traffic={"timeout": 2 * settings.timeout_s + 1},
+    # The gate counts and logs. BentoML's own metrics take every path that a client asks for as a label, for ever.
+    metrics={"enabled": False, "namespace": "bentoml_service"},
+    logging={"access": {"enabled": False}},
+)
 @bentoml.asgi_app(web, path="/")
 class TSERve:
     """Classify images with a spiking neural network and see what it did, one time step at a time."""
 
     def __init__(self) -> None:
-        self.predictor = Predictor(bundle.locate())
-        web.state.predictor = self.predictor
-        demo.mount(web, self.predictor, path="/ui")
+        log.configure()
+        self.load = metrics.Load()
+        self.models = Models(settings.bundles, default=settings.default_model, on_change=self.changed)
+        self.batcher = batcher(settings, provider=self.models.get().predictor.provider, watch=self.load)
+        self.load.waiting = lambda: self.batcher.waiting
+        self.changed()
+        self.models.watch(settings.watch_s)
+        demo.mount(web, lambda: self.models.get().predictor, path="/ui", max_body=settings.max_body)
+        web.state.models = self.models
+        front.retry_after = self.batcher.retry_after
+        # A body may take its time to arrive, and then an answer.
+        ending.on_signal(front.ending.set, grace_s=2 * settings.timeout_s)
+        front.ready = True  # every model that is served has answered a blank image, in both forms
 
-    @bentoml.api(input_spec=intake.ImageForm)
+    @bentoml.api(input_spec=intake.OneImage)
     @intake.answering_refusals
-    def classify(self, image: bytes) -> Classification:
-        """Classify one image file: PNG, JPEG, WebP, BMP, GIF or TIFF, at most 16 megapixels and 10 MB."""
-        try:
-            pixels = self.predictor.decode(image)
-        except ValueError as error:
-            raise intake.refused(error, code="bad_image", hint=intake.SEND_IMAGE) from None
-        return Classification.of(self.predictor.predict(pixels[None])[0], self.predictor.about)
+    async def classify(self, ask: Ask) -> Classification:
+        """Classify one image."""
+        return schema.respond((await self.answer(ask))[0])  # type: ignore[return-value]  # what BentoML documents
 
-    @bentoml.api(input_spec=intake.ImageBatch)
+    @bentoml.api(input_spec=intake.SeveralImages)
     @intake.answering_refusals
-    def classify_batch(self, images: bytes) -> list[Classification]:
-        """Classify up to 256 images, a nested array [B, C, H, W] of numbers in [0, 1]; answers in their order."""
+    async def classify_batch(self, ask: Ask) -> list[Classification]:
+        """Classify up to 256 images; answers in their order."""
+        return schema.respond(await self.answer(ask))  # type: ignore[return-value]
+
+    async def answer(self, ask: Ask) -> list[Classification]:
+        """Answer a request by one model as it is now, whatever becomes of its bundle meanwhile. Raises Refusal."""
+        served = model_of(self.models, ask.model)
+        predictor, options = served.predictor, ask.options
+        images = await intake.pixels(ask, predictor)
         try:
-            pixels = self.predictor.check(intake.batch(images))
+            future = self.batcher.submit(predictor, images, exit_threshold=options.exit_confidence, steps=options.steps)
+        except Overloaded as error:
+            raise busy("overloaded", str(error), retry_after_s=error.retry_after_s) from None
         except ValueError as error:
-            raise intake.refused(error, code="bad_array", hint=intake.SEND_BATCH) from None
-        return [Classification.of(prediction, self.predictor.about) for prediction in self.predictor.predict(pixels)]
+            raise intake.bad_option(error) from None
+        predictions = await asyncio.wrap_future(future)
+        metrics.answered(served.name, predictor.about, predictions)
+
+        def classifications() -> list[Classification]:
+            said = partial(Classification.of, about=predictor.about, options=options, bundle=predictor.id)
+            return [said(prediction) for prediction in predictions]
+
+        return classifications() if len(predictions) <= FEW else await asyncio.to_thread(classifications)
+
+    def changed(self, name: str | None = None, outcome: Outcome | None = None) -> None:
+        """Count what became of a bundle, and show what is served now."""
+        if name and outcome:
+            metrics.swapped(name, outcome)
+        if hasattr(self, "models"):  # which tells of its first ones while it is made
+            metrics.serving({name: served.predictor for name, served in self.models.all().items()})
+
+    @bentoml.on_shutdown
+    def close(self) -> None:
+        """Finish what was accepted."""
+        front.ready = False
+        self.models.close()
+        self.batcher.close()
 
 
-def refuse_early() -> None:
-    """End `bentoml serve` with one message and status 2 if what it was given cannot be served.
+def batcher(settings: Settings, *, provider: str, watch: metrics.Load) -> Batcher:
+    """The batcher for this machine: on a CPU as many runs at a time as it has cores, on a GPU one of many images."""
+    on_cpu = provider == CPU
+    shared = max(1, cores() // threads() // settings.workers) if on_cpu else 1
+    return Batcher(
+        runners=settings.runners or shared,
+        max_batch=settings.max_batch or (CPU_BATCH if on_cpu else GPU_BATCH),
+        max_waiting=settings.queue,
+        watch=watch,
+    )
 
-    The command imports this module before it starts workers; a worker that fails leaves two traces and a server that
-    waits for ever. Other commands (`bentoml build`) and other importers need no bundle.
-    """
-    command = click.get_current_context(silent=True)
-    if command is None or command.info_name != "serve":
-        return
+
+def model_of(models: Models, name: str | None) -> Served:
+    """The model that a request asks for; Refusal for one that is not served."""
     try:
-        settings(bundle.read(bundle.locate()).about)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        return models.get(name)
+    except UnknownModel as error:
+        raise intake.unknown_model(error) from None
 
 
-refuse_early()
-TSERve.add_asgi_middleware(Gate)  # type: ignore[attr-defined]  # mypy takes no notice of class decorators
+@web.get("/model")
+@intake.answering_refusals
+async def model(request: fastapi.Request) -> Response:
+    """Describe a model: classes, steps, layers, accuracy, joules per operation, provider, exit."""
+    served = model_of(request.app.state.models, intake.asked_model(request))
+    about = ServedModel.of(served.predictor, model=served.name, since=served.since)
+    return Response(about.model_dump_json(), media_type="application/json")
+
+
+@web.get("/models")
+async def models(request: fastapi.Request) -> ModelList:
+    """List what is served."""
+    models: Models = request.app.state.models
+    entries = [model_entry(each.predictor, model=each.name, since=each.since) for each in models.all().values()]
+    return ModelList(default=models.default, models=entries)
+
+
+@web.get("/metrics")
+def prometheus() -> Response:
+    """Give what was counted."""
+    content, kind = metrics.render()
+    return Response(content, headers={"content-type": kind})
+
+
+@web.get("/docs.json")
+async def docs(request: fastapi.Request) -> JSONResponse:
+    """Describe the API for the models that are served."""
+    return JSONResponse(document(request))
+
+
+@web.get("/")
+async def index(request: fastapi.Request) -> Response:
+    """Show that description as a page."""
+    return openapi_page.page(document(request))
+
+
+def document(request: fastapi.Request) -> dict[str, Any]:
+    """The OpenAPI document: shapes, steps and names are those of the models that are served now."""
+    models: Models = request.app.state.models
+    return openapi.document({name: served.predictor.about for name, served in models.all().items()})
+
+
+TSERve.add_asgi_middleware(Gate, settings=settings, front=front)  # type: ignore[attr-defined]  # mypy takes no notice of class decorators

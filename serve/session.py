@@ -83,29 +83,36 @@ def resolve(provider: Provider | None = None) -> Device:
 
 
 def open_session(
-    model: Path, *, provider: Provider | None = None, fp16: bool = False, cuda_graphs: bool = False
+    model: Path | bytes,
+    *,
+    name: str | None = None,
+    provider: Provider | None = None,
+    fp16: bool = False,
+    cuda_graphs: bool = False,
 ) -> ort.InferenceSession:
     """Open the ONNX model on `provider` (default: TSERVE_PROVIDER); `provider_of` says where it really runs.
 
-    `fp16` is needed by TensorRT for a model in half precision. With `cuda_graphs` a run on a CUDA device is recorded
-    once and replayed: for FixedBatches only, `run` of such a session is not what is recorded.
+    `model` is a file or what stands in one; `name` is what errors call it (default: the file). `fp16` is needed by
+    TensorRT for a model in half precision. With `cuda_graphs` a run on a CUDA device is recorded once and replayed: for
+    FixedBatches only, `run` of such a session is not what is recorded.
 
     Raises ProviderError if a provider that is asked for by name is missing or cannot start, BundleError if the file is
     no model, is damaged, or was made for a newer onnxruntime.
     """
     provider = provider or provider_setting()
     device = resolve(provider)
+    data, name = (model, name or "the model") if isinstance(model, bytes) else (_read(model), name or str(model))
     if device == "cpu":
-        return _open(model, "cpu")
+        return _open(data, name, "cpu")
     ort.preload_dlls()
     failure = ""
     try:
-        session = _open(model, device, fp16=fp16, cuda_graphs=cuda_graphs)
+        session = _open(data, name, device, fp16=fp16, cuda_graphs=cuda_graphs)
         if provider_of(session) == CHAINS[device][0]:
             return session
     except Exception as error:  # onnxruntime's error types are made at run time and share no other base
         failure = f" ({_first_line(error)})"
-    on_cpu = _open(model, "cpu")  # raises if it is the model that cannot be opened
+    on_cpu = _open(data, name, "cpu")  # raises if it is the model that cannot be opened
     lacks = f"onnxruntime could not start {CHAINS[device][0]}{failure}; its log says why"
     if provider != "auto":
         raise ProviderError(f"provider {provider}: {lacks}; install {INSTALL}")
@@ -183,7 +190,27 @@ def cuda_devices() -> int:
     return count.value if driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 else 0
 
 
-def _open(model: Path, device: Device, *, fp16: bool = False, cuda_graphs: bool = False) -> ort.InferenceSession:
+def trim() -> None:
+    """Give the system back the memory that closed sessions have left with the C library; nothing where it has no trim.
+
+    glibc keeps what was freed between what is in use: a server whose models are replaced would grow for long.
+    """
+    if release := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        release(0)
+
+
+def _read(model: Path) -> bytes:
+    try:
+        return model.read_bytes()
+    except FileNotFoundError:
+        raise BundleError(f"{model}: no such file; {WRITE_AGAIN}") from None
+    except OSError as error:
+        raise BundleError(f"{model}: cannot be read: {error.strerror or error}") from None
+
+
+def _open(
+    model: bytes, name: str, device: Device, *, fp16: bool = False, cuda_graphs: bool = False
+) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads()
     # Waiting threads that spin take the cores from the web server: on two busy cores a third of the throughput.
@@ -205,8 +232,10 @@ def _open(model: Path, device: Device, *, fp16: bool = False, cuda_graphs: bool 
         session = ort.InferenceSession(model, options, providers=providers, enable_fallback=0)
     except Exception as error:  # see open_session
         if device == "cpu":
-            raise BundleError(_why_not(model, error)) from None
+            raise BundleError(f"{name}: {_why_not(len(model), error)}") from None
         raise
+    # onnxruntime would keep the bytes for its fallback, as long as the session lives: as much again as the weights.
+    session._model_bytes = None
     return session
 
 
@@ -222,19 +251,16 @@ def _engine_cache() -> dict[str, str]:
     }
 
 
-def _why_not(model: Path, error: Exception) -> str:
-    """What is wrong with a model that onnxruntime does not load, and what to do."""
-    if not model.is_file():
-        return f"{model}: no such file; {WRITE_AGAIN}"
+def _why_not(size: int, error: Exception) -> str:
+    """What is wrong with a model of `size` bytes that onnxruntime does not load, and what to do."""
     said = _first_line(error)
     if "INVALID_PROTOBUF" in said or "No graph was found" in said:
-        size = model.stat().st_size
-        return f"{model}: not an ONNX model, or only a part of one ({size} bytes); copy it again, or {WRITE_AGAIN}"
+        return f"not an ONNX model, or only a part of one ({size} bytes); copy it again, or {WRITE_AGAIN}"
     newer = re.findall(r"Unsupported model IR version: .*|Opset \d+|support for domain \S+ is till opset \d+", said)
     if newer:
         what = f"made for a newer onnxruntime than this one, {ort.__version__} ({', '.join(newer)})"
-        return f"{model}: {what}; install a newer onnxruntime, or {WRITE_AGAIN}"
-    return f"{model}: onnxruntime {ort.__version__} cannot load it: {said}; {WRITE_AGAIN}"
+        return f"{what}; install a newer onnxruntime, or {WRITE_AGAIN}"
+    return f"onnxruntime {ort.__version__} cannot load it: {said}; {WRITE_AGAIN}"
 
 
 def _first_line(error: Exception) -> str:

@@ -25,6 +25,15 @@ def free_port() -> int:
 @contextlib.contextmanager
 def running(*arguments: str, env: dict[str, str], ready: str, log: Path, seconds: float = 60) -> Iterator[str]:
     """Run `python -m ARGUMENTS --port P` from the repository root; gives its URL once URL + `ready` answers 200."""
+    with started(*arguments, env=env, ready=ready, log=log, seconds=seconds) as (url, _):
+        yield url
+
+
+@contextlib.contextmanager
+def started(
+    *arguments: str, env: dict[str, str], ready: str, log: Path, seconds: float = 60
+) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """The same, with the process."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     with open(log, "wb") as output:
@@ -36,7 +45,7 @@ def running(*arguments: str, env: dict[str, str], ready: str, log: Path, seconds
             assert process.poll() is None, f"the process ended with {process.returncode}:\n{log.read_text()}"
             assert time.monotonic() < deadline, f"not ready after {seconds} s:\n{log.read_text()}"
             time.sleep(0.2)
-        yield url
+        yield url, process
     finally:
         process.send_signal(signal.SIGINT)
         try:

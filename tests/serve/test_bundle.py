@@ -1,5 +1,6 @@
 """A bundle is read only if it is whole and understood; every refusal names the file and the way out."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 from synthetic import THRESHOLD
 
-from serve.bundle import BundleError, locate, read
+from serve.bundle import BundleError, read
 from serve.exits import Exit
 
 
@@ -27,7 +28,6 @@ def test_a_whole_bundle_is_read(bundle_dir: Path) -> None:
     assert bundle.model_file("fp32", "unrolled") == bundle_dir / "model.onnx"
     assert bundle.model_file("fp32", "step") == bundle_dir / "step.onnx"
     assert bundle.about.exits["fp32"].exit == Exit("confidence", THRESHOLD)
-    assert bundle.sample_file(3) == bundle_dir / "samples" / "003.png"
 
 
 def test_a_missing_bundle_names_the_folder_and_the_commands(tmp_path: Path) -> None:
@@ -37,11 +37,27 @@ def test_a_missing_bundle_names_the_folder_and_the_commands(tmp_path: Path) -> N
         assert part in str(refused.value)
 
 
-def test_the_environment_names_the_bundle(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TSERVE_BUNDLE", "elsewhere")
-    assert locate() == Path("elsewhere")
-    monkeypatch.delenv("TSERVE_BUNDLE")
-    assert locate() == Path("runs/latest/bundle")
+def test_content_is_what_was_verified_or_an_error(own_bundle: Path) -> None:
+    bundle = read(own_bundle)
+    data = (own_bundle / "step.onnx").read_bytes()
+    assert bundle.content("step.onnx") == data
+    for wrong in (data[:-1], data[:-1] + bytes([data[-1] ^ 1]), b""):
+        (own_bundle / "step.onnx").write_bytes(wrong)
+        with pytest.raises(BundleError, match=rf"step\.onnx: not the file .* \({len(wrong)} bytes\), expected"):
+            bundle.content("step.onnx")
+    (own_bundle / "step.onnx").unlink()
+    with pytest.raises(BundleError, match=r"step\.onnx: listed in bundle.json, but No such file"):
+        bundle.content("step.onnx")
+    with pytest.raises(KeyError):
+        bundle.content("bundle.json")  # not listed: nothing says what it must be
+
+
+def test_the_id_is_of_the_description_as_it_was_read(own_bundle: Path) -> None:
+    text = (own_bundle / "bundle.json").read_bytes()
+    bundle = read(own_bundle)
+    assert bundle.id == hashlib.sha256(text).hexdigest()[:12]
+    rewrite(own_bundle, lambda b: b.update(created="2026-11-21T12:00:00Z"))
+    assert bundle.id != read(own_bundle).id
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "step.onnx", "samples/001.png"])
@@ -59,7 +75,7 @@ def test_a_missing_file_is_named(own_bundle: Path) -> None:
         read(own_bundle)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '"bundle"', "\ud800".encode("utf-16", "surrogatepass")])
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '"bundle"', "[" * 100_000, b"\xff\xfe{}"])
 def test_what_is_no_description_is_refused(own_bundle: Path, text: str | bytes) -> None:
     (own_bundle / "bundle.json").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(BundleError, match=r"bundle\.json: "):

@@ -21,8 +21,8 @@ sys.meta_path.insert(0, Forbid())
 from serve import demo, service
 from serve.predictor import Predictor
 predictor = Predictor(sys.argv[1])
-demo.build(predictor)
-print(len(predictor.predict(predictor.decode(predictor.bundle.sample_file(0))[None])))
+demo.build(lambda: predictor)
+print(len(predictor.predict(predictor.decode(predictor.sample(0))[None])))
 assert not {"torch", "spikingjelly", "train", "export"} & sys.modules.keys()
 """
 

@@ -52,9 +52,7 @@ def wait(page: Any, condition: Any) -> None:
 def test_a_chosen_sample_shows_what_the_predictor_says(page: Any, bundle_dir: Path) -> None:
     predictor = Predictor(bundle_dir)
     for index in (5, 2):
-        prediction = predictor.predict(predictor.decode(predictor.bundle.sample_file(index))[None], exit_threshold=1.0)[
-            0
-        ]
+        prediction = predictor.predict(predictor.decode(predictor.sample(index))[None], exit_threshold=1.0)[0]
         find(page, "#samples button.thumbnail-item")[index].click()
         confidence = f"{100 * prediction.probs.max():.1f} % confident"
         wait(page, lambda confidence=confidence: text(page, "#confidence") == confidence)

@@ -14,7 +14,7 @@ from serve import session as sessions
 from serve.bundle import BundleError, read
 from serve.exits import Exit, softmax, steps_needed
 from serve.predictor import Predictor, operations
-from serve.schema import Classification
+from serve.web.schema import Classification
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +42,37 @@ def test_the_running_answer_averages_logits_not_probabilities(predictor: Predict
         assert np.allclose(prediction.running_probs[t - 1], softmax(mean), atol=1e-12)
     assert np.array_equal(prediction.probs, prediction.running_probs[-1])
     assert np.allclose(prediction.step_probs.sum(axis=1), 1)
+
+
+def test_a_trace_of_the_runner_becomes_what_predict_gives(predictor: Predictor, bundle_dir: Path) -> None:
+    """As a server does that batches over `steps`: here all images in one crowd, each a prediction of its own."""
+    crowd, traces = predictor.steps.crowd(predictor.exit.rule, predictor.exit.relax), {}
+    traces |= dict(crowd.advance(images(12), threshold=predictor.exit.threshold))
+    while len(crowd):
+        traces |= dict(crowd.advance())
+    for b, wanted in enumerate(predictor.predict(images(12))):
+        got = predictor.prediction(traces[b], latency_s=0.25)
+        np.testing.assert_array_equal(got.logits, wanted.logits, strict=True)
+        np.testing.assert_array_equal(got.spike_rates, wanted.spike_rates, strict=True)
+        assert (got.sops, got.macs, got.energy_J) == (wanted.sops, wanted.macs, wanted.energy_J)
+        assert [type(count) for count in (got.sops, got.macs, got.energy_J)] == [int, int, float]
+        assert got.latency_s == 0.25
+    assert predictor.id == read(bundle_dir).id
+
+
+def test_a_bundle_that_was_read_is_opened_from_what_was_verified(own_bundle: Path) -> None:
+    bundle = read(own_bundle)
+    onnx.save(build_step(seed=99), own_bundle / "step.onnx")
+    describe(own_bundle)  # another bundle lies there now, as good as the first
+    with pytest.raises(BundleError, match=r"step\.onnx: not the file that bundle.json lists"):
+        Predictor(bundle)
+    onnx.save(build_step(), own_bundle / "step.onnx")
+    predictor = Predictor(bundle)
+    pictures = [path.read_bytes() for path in sorted((own_bundle / "samples").iterdir())[:2]]
+    for path in own_bundle.rglob("*.*"):
+        path.write_bytes(b"")  # it needs them no more
+    assert len(predictor.predict(images(2))) == 2
+    assert [predictor.sample(index) for index in range(2)] == pictures
 
 
 def test_operations_are_counted_as_by_hand(predictor: Predictor) -> None:

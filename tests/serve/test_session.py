@@ -1,6 +1,9 @@
 """Sessions: what really runs a model is known, and what cannot be opened is refused by name."""
 
+import ctypes
 import logging
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -142,17 +145,58 @@ def cut(share: float) -> bytes:
         ),
         (one_operator(ir=99), r"newer onnxruntime .*IR version: 99, max supported IR version: \d+\); install a newer"),
         (one_operator(op="Spike"), "cannot load it: .*Spike"),
+        ("folder", "cannot be read: Is a directory"),
         (None, "no such file; write the bundle again: python -m export.bundle CKPT"),
     ],
 )
-def test_a_file_that_is_no_model_for_this_onnxruntime_is_refused(tmp_path: Path, data: bytes | None, said: str) -> None:
+def test_a_file_that_is_no_model_for_this_onnxruntime_is_refused(
+    tmp_path: Path, data: bytes | str | None, said: str
+) -> None:
     path = tmp_path / "model.onnx"
-    if data is not None:
+    if isinstance(data, bytes):
         path.write_bytes(data)
+    elif data:
+        path.mkdir()
     with pytest.raises(BundleError, match=said) as refused:
         open_session(path, provider="cpu")
     assert str(refused.value).startswith(f"{path}: ")
     assert "/onnxruntime_src" not in str(refused.value)
+
+
+def test_a_model_is_opened_from_its_bytes_and_called_by_its_name(model: Path) -> None:
+    data = model.read_bytes()
+    model.unlink()
+    assert runs(open_session(data, provider="cpu"))
+    with pytest.raises(BundleError, match=r"^of a store: not an ONNX model, or only a part of one \(9 bytes\)"):
+        open_session(data[:9], name="of a store", provider="cpu")
+
+
+def test_a_session_keeps_no_copy_of_the_bytes(model: Path) -> None:
+    data = model.read_bytes() + b""
+    held = sys.getrefcount(data)
+    opened = open_session(data, provider="cpu")
+    assert sys.getrefcount(data) == held
+    assert runs(opened)
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="this C library cannot be trimmed")
+def test_freed_memory_goes_back_to_the_system() -> None:
+    """Freed below memory that is in use, which holds all of it."""
+    library, size, count = ctypes.CDLL(None), 64 * 1024, 1600
+    library.malloc.restype = ctypes.c_void_p
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+    blocks = [ctypes.c_void_p(library.malloc(ctypes.c_size_t(size))) for _ in range(count)]
+    for block in blocks:
+        ctypes.memset(block, 1, size)
+    for block in blocks[:-1]:
+        library.free(block)
+    before = resident()
+    session.trim()
+    assert before - resident() > 0.9 * size * count
+    library.free(blocks[-1])
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "two", "1.5"])
