@@ -17,7 +17,7 @@ import onnxruntime as ort
 
 from serve.bundle import WRITE_AGAIN, BundleError
 from serve.exits import Exit, Rule, sureness
-from serve.place import Host, OnDevice, Slot
+from serve.place import OUTPUTS, Host, OnDevice, Slot
 from serve.session import CPU, metadata, provider_of
 
 
@@ -72,12 +72,17 @@ class StepModel:
         return [done[number] for number in range(len(images))]
 
     def limit(self, steps: int | None) -> int:
-        """The number of steps that is meant: T for None; ValueError outside 1..T."""
-        if steps is None:
-            return self.T
-        if not 1 <= steps <= self.T:
-            raise ValueError(f"steps must be 1 to {self.T}, got {steps}")
-        return steps
+        """See checked_steps."""
+        return checked_steps(steps, self.T)
+
+
+def checked_steps(steps: int | None, T: int) -> int:
+    """The number of steps that is meant: T for None; ValueError outside 1..T."""
+    if steps is None:
+        return T
+    if not 1 <= steps <= T:
+        raise ValueError(f"steps must be 1 to {T}, got {steps}")
+    return steps
 
 
 @dataclass(kw_only=True, eq=False, slots=True)
@@ -173,6 +178,46 @@ class Crowd:
         else:
             self._rows = None
         return traces
+
+
+class AllSteps:
+    """A model in unrolled form, all T steps in one run, for images that take them all; asked as StepModel is."""
+
+    def __init__(self, session: ort.InferenceSession) -> None:
+        """Take a session of serve.session."""
+        self.T = int(metadata(session)["T"])
+        self.no_images = np.zeros((0, *session.get_inputs()[0].shape[1:]), np.float32)
+        self._session = session
+
+    def crowd(self, rule: Rule, relax: float = 0.0) -> "OneRun":
+        """Nobody yet; nobody stops early, so the rule is none."""
+        return OneRun(self)
+
+    def run(self, images: np.ndarray) -> list[Trace]:
+        """Run images [B, C, H, W], all T steps; traces in order."""
+        logits, spike_rates, taps = self._session.run(OUTPUTS, {"image": images})
+        return [Trace(logits=logits[:, b], spike_rates=spike_rates[:, b], taps=taps[:, b]) for b in range(len(images))]
+
+
+class OneRun:
+    """A crowd of AllSteps: who enters is done at once."""
+
+    def __init__(self, model: AllSteps) -> None:
+        self._model = model
+        self.entered = 0
+
+    def advance(
+        self,
+        images: np.ndarray | None = None,
+        *,
+        threshold: float | Sequence[float] = 1.0,
+        steps: int | Sequence[int] | None = None,
+    ) -> list[tuple[int, Trace]]:
+        """As of Crowd; every threshold is 1 and every limit T."""
+        if images is None:
+            return []
+        first, self.entered = self.entered, self.entered + len(images)
+        return list(enumerate(self._model.run(images), first))
 
 
 def _for_each(value: Value | Sequence[Value], images: int) -> Sequence[Value]:

@@ -23,10 +23,10 @@ from typing import Protocol
 
 import numpy as np
 
-from serve.anytime import Crowd
+from serve.anytime import checked_steps
 from serve.exits import checked_threshold
 from serve.predictor import Prediction
-from serve.turns import Engine, Part, Request, Turns
+from serve.turns import Engine, Part, Request, Run, Turns
 
 
 MEMORY = 0.98
@@ -95,12 +95,14 @@ class Batcher:
         if images.dtype != np.float32 or images.shape[1:] != shape or not len(images):
             wanted = f"float32 images [B, {', '.join(map(str, shape))}] with B >= 1"
             raise ValueError(f"the batcher takes {wanted}, got {images.dtype} {list(images.shape)}")
+        threshold = exit.threshold if exit_threshold is None else checked_threshold(exit_threshold)
+        limit = checked_steps(steps, model.T)
         future: Future[list[Prediction]] = Future()
         request = Request(
-            engine=engine,
+            engine=(engine.whole if threshold == 1 and limit == model.T else None) or engine,
             images=images,
-            threshold=exit.threshold if exit_threshold is None else checked_threshold(exit_threshold),
-            limit=model.limit(steps),
+            threshold=threshold,
+            limit=limit,
             future=future,
             submitted=time.perf_counter(),
         )
@@ -175,7 +177,7 @@ class Batcher:
                 under_way |= zip(count(crowd.entered), entering, strict=False)
         return True
 
-    def _step(self, engine: Engine, crowd: Crowd, under_way: dict[int, Part], entering: list[Part]) -> None:
+    def _step(self, engine: Engine, crowd: Run, under_way: dict[int, Part], entering: list[Part]) -> None:
         """Let images enter, move the crowd by one time step and answer the requests that this finishes."""
         start = time.perf_counter()
         images = [request.images[i : i + 1] for request, i in entering]

@@ -1,14 +1,16 @@
-"""What happens in `bentoml serve` itself, before it starts the workers that serve.
+"""What happens before anything is served: settings and bundles are checked, and two habits of BentoML's changed.
 
-The command imports serve.service first. Only there a wrong setting or bundle can end it with one message: a worker that
-fails leaves traces and a server that waits for ever.
+`bentoml serve` imports serve.service before it starts workers. Only there a wrong setting or bundle can end it with one
+message: a worker that fails leaves traces and a server that waits for ever.
 """
 
 import functools
 import sys
 
 import click
+from bentoml._internal.server.http.traffic import TimeoutMiddleware
 from bentoml._internal.utils import circus
+from starlette.types import Receive, Scope, Send
 
 from serve import bundle, predictor
 from serve.settings import Settings, read
@@ -17,6 +19,10 @@ from serve.sources import finder
 
 CHECK_S = 1
 """Seconds between looks for workers that died; BentoML's own 10 would be 10 s without an answer."""
+
+
+async def _straight_on(self: TimeoutMiddleware, scope: Scope, receive: Receive, send: Send) -> None:
+    await self.app(scope, receive, send)
 
 
 def prepare() -> Settings:
@@ -36,6 +42,9 @@ def prepare() -> Settings:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    # The gate has the time-outs. BentoML's keeps 5 KB of each request until its time is over, answered or not, and
+    # cannot be switched off.
+    TimeoutMiddleware.__call__ = _straight_on  # type: ignore[method-assign]
     return settings
 
 

@@ -21,10 +21,9 @@ import numpy as np
 import onnxruntime as ort
 
 from serve import images as imaging
-from serve.anytime import StepModel, Trace
+from serve.anytime import AllSteps, StepModel, Trace
 from serve.bundle import WRITE_AGAIN, Bundle, BundleError, Description, Form, Precision, read
 from serve.exits import Exit, checked_threshold, running_mean, softmax
-from serve.place import OUTPUTS
 from serve.session import CPU, Device, Provider, metadata, open_session, provider_of, resolve, threads
 
 
@@ -111,6 +110,20 @@ def settings(about: Description, *, provider: Provider | None = None) -> Setting
     return Settings(device=device, precision=precision, exit=exit)
 
 
+@dataclass(frozen=True, eq=False)
+class Whole:
+    """A bundle's unrolled form: what a batcher runs for images that take all steps (serve.turns.Engine)."""
+
+    steps: AllSteps
+    exit: Exit
+    about: Description
+    whole: None = None
+
+    def prediction(self, trace: Trace, *, latency_s: float) -> Prediction:
+        """As of Predictor."""
+        return _prediction(self.about, trace, latency_s)
+
+
 class Predictor:
     """A verified bundle in two onnxruntime sessions, the unrolled form and the step form."""
 
@@ -131,8 +144,8 @@ class Predictor:
         self.provider: str = provider_of(unrolled)
         self.precision: Precision = chosen.precision
         self.exit: Exit = chosen.exit
-        self._unrolled = unrolled
         self.steps = StepModel(self._open(chosen, "step", provider))
+        self.whole = Whole(AllSteps(unrolled), self.exit, self.about)
         self._samples = [self.bundle.content(sample.file) for sample in self.about.samples]
         self._try_out()
         told = f"{self.precision} on {self.provider}, {self.exit.rule} > {self.exit.threshold}, relax {self.exit.relax}"
@@ -177,26 +190,13 @@ class Predictor:
         limit = self.steps.limit(steps)
         start = time.perf_counter()
         whole = exit.threshold == 1 and limit == self.about.T
-        traces = self._all_steps(images) if whole else self.steps.run(images, exit, limit)
+        traces = self.whole.steps.run(images) if whole else self.steps.run(images, exit, limit)
         latency_s = time.perf_counter() - start
         return [self.prediction(trace, latency_s=latency_s) for trace in traces]
 
     def prediction(self, trace: Trace, *, latency_s: float) -> Prediction:
         """What a trace of this network says, with its operations and their energy counted."""
-        (adds,), (macs,) = (counts.tolist() for counts in operations(trace.taps[:, None], self.about))
-        energy = self.about.energy
-        return Prediction(
-            logits=trace.logits,
-            spike_rates=trace.spike_rates,
-            sops=adds,
-            macs=macs,
-            energy_J=adds * energy.ac_J + macs * energy.mac_J,
-            latency_s=latency_s,
-        )
-
-    def _all_steps(self, images: np.ndarray) -> list[Trace]:
-        logits, spike_rates, taps = self._unrolled.run(OUTPUTS, {"image": images})
-        return [Trace(logits=logits[:, b], spike_rates=spike_rates[:, b], taps=taps[:, b]) for b in range(len(images))]
+        return _prediction(self.about, trace, latency_s)
 
     def _open(self, chosen: Settings, form: Form, provider: Provider | None) -> ort.InferenceSession:
         """Open one form of the model and hold what it says of itself against bundle.json."""
@@ -226,7 +226,7 @@ class Predictor:
         blank = np.zeros((1, *about.input.shape), np.float32)
         few = min(2, about.T)  # the second step reads what the first one gave
         runs: dict[Form, Any] = {
-            "unrolled": lambda: self._all_steps(blank),
+            "unrolled": lambda: self.whole.steps.run(blank),
             "step": lambda: self.steps.run(blank, Exit("confidence", 1.0), few),
         }
         sizes = {"logits": len(about.labels), "spike_rates": len(about.lif_layers), "taps": len(about.synapses)}
@@ -241,6 +241,18 @@ class Predictor:
                 shape = getattr(trace, name).shape
                 if shape != (steps, size):
                     raise _misfit(file, f"{name} of an image is {list(shape)}, expected {[steps, size]} (steps, names)")
+
+
+def _prediction(about: Description, trace: Trace, latency_s: float) -> Prediction:
+    (adds,), (macs,) = (counts.tolist() for counts in operations(trace.taps[:, None], about))
+    return Prediction(
+        logits=trace.logits,
+        spike_rates=trace.spike_rates,
+        sops=adds,
+        macs=macs,
+        energy_J=adds * about.energy.ac_J + macs * about.energy.mac_J,
+        latency_s=latency_s,
+    )
 
 
 def _misfit(file: Path, why: str) -> BundleError:

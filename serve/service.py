@@ -35,11 +35,11 @@ web = fastapi.FastAPI(openapi_url=None)  # its routes come before BentoML's own
 @bentoml.service(
     name="tserve",
     workers=settings.workers,
-    # The gate answers late requests itself; BentoML's limit, in a shape of its own, stands behind it.
-    traffic={"timeout": 2 * settings.timeout_s + 1},
     # The gate counts and logs. BentoML's own metrics take every path that a client asks for as a label, for ever.
     metrics={"enabled": False, "namespace": "bentoml_service"},
     logging={"access": {"enabled": False}},
+    # A span for every request, which nobody collects, is a fifth of the web server's work.
+    tracing={"excluded_urls": ".*"},
 )
 @bentoml.asgi_app(web, path="/")
 class TSERve:
@@ -49,13 +49,15 @@ class TSERve:
         log.configure()
         self.load = metrics.Load()
         self.models = Models(settings.bundles, default=settings.default_model, on_change=self.changed)
-        self.batcher = batcher(settings, provider=self.models.get().predictor.provider, watch=self.load)
+        shared = shares(settings, provider=self.models.get().predictor.provider)
+        self.batcher = Batcher(**shared, max_waiting=settings.queue, watch=self.load)
         self.load.waiting = lambda: self.batcher.waiting
         self.changed()
         self.models.watch(settings.watch_s)
         demo.mount(web, lambda: self.models.get().predictor, path="/ui", max_body=settings.max_body)
         web.state.models = self.models
         front.retry_after = self.batcher.retry_after
+        front.places = settings.queue + shared["runners"] * shared["max_batch"]
         # A body may take its time to arrive, and then an answer.
         ending.on_signal(front.ending.set, grace_s=2 * settings.timeout_s)
         front.ready = True  # every model that is served has answered a blank image, in both forms
@@ -107,16 +109,14 @@ class TSERve:
         self.batcher.close()
 
 
-def batcher(settings: Settings, *, provider: str, watch: metrics.Load) -> Batcher:
-    """The batcher for this machine: on a CPU as many runs at a time as it has cores, on a GPU one of many images."""
+def shares(settings: Settings, *, provider: str) -> dict[str, int]:
+    """How many runs at a time, and of how many images: on a CPU one for each core, on a GPU one of many images."""
     on_cpu = provider == CPU
-    shared = max(1, cores() // threads() // settings.workers) if on_cpu else 1
-    return Batcher(
-        runners=settings.runners or shared,
-        max_batch=settings.max_batch or (CPU_BATCH if on_cpu else GPU_BATCH),
-        max_waiting=settings.queue,
-        watch=watch,
-    )
+    cores_each = max(1, cores() // threads() // settings.workers)
+    return {
+        "runners": settings.runners or (cores_each if on_cpu else 1),
+        "max_batch": settings.max_batch or (CPU_BATCH if on_cpu else GPU_BATCH),
+    }
 
 
 def model_of(models: Models, name: str | None) -> Served:

@@ -14,27 +14,58 @@ Shapes: B images, C channels, H rows, W columns, T time steps.
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 
-from serve.anytime import StepModel, Trace
-from serve.exits import Exit
+from serve.anytime import Trace
+from serve.exits import Exit, Rule
 from serve.predictor import Prediction
+
+
+class Run(Protocol):
+    """A crowd (serve.anytime): images under way together."""
+
+    entered: int
+
+    def advance(
+        self, images: np.ndarray | None, *, threshold: Sequence[float], steps: Sequence[int]
+    ) -> list[tuple[int, Trace]]:
+        """Let images in, move all by a step, give those that are done by the number with which they entered."""
+
+
+class Model(Protocol):
+    """StepModel or AllSteps of serve.anytime."""
+
+    @property
+    def T(self) -> int:
+        """Time steps at most."""
+
+    @property
+    def no_images(self) -> np.ndarray:
+        """[0, C, H, W]."""
+
+    def crowd(self, rule: Rule, relax: float = 0.0) -> Run:
+        """Nobody yet."""
 
 
 class Engine(Protocol):
     """What runs: serve.predictor.Predictor."""
 
     @property
-    def steps(self) -> StepModel:
+    def steps(self) -> Model:
         """The model."""
 
     @property
     def exit(self) -> Exit:
         """When images stop that bring no threshold of their own."""
+
+    @property
+    def whole(self) -> "Engine | None":
+        """What is quicker for images that take all steps, if something is."""
 
     def prediction(self, trace: Trace, *, latency_s: float) -> Prediction:
         """Make the answer of what the network did with one image."""

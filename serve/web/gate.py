@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import re
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -45,6 +46,9 @@ class Front:
 
     retry_after: Callable[[], int | None] = lambda: None
     """None: there is room for a request; else the seconds after which there should be."""
+    places: int = sys.maxsize
+    """Requests for answers that may be under way at once. The queue knows only of images that are read and decoded:
+    of many requests that come together, those that cannot be answered soon are refused before anything is read."""
     ready: bool = False
     """A model has answered. Until then, and again when it is False, images are answered 503, and so is /readyz."""
     ending: asyncio.Event = field(default_factory=asyncio.Event)
@@ -59,6 +63,7 @@ class Gate:
         self._settings = settings
         self._front = front
         self._key = as_bytes(settings.api_key) if settings.api_key else None
+        self._inside = 0  # requests for answers that are under way
         self._held = Held(limits.BODIES_HELD * settings.max_body)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -104,6 +109,8 @@ class Gate:
                 return busy("not_ready", "the server is starting or ending", retry_after_s=1)
             if (seconds := self._front.retry_after()) is not None:
                 return busy("overloaded", "as many images wait as may", retry_after_s=seconds)
+            if self._inside >= self._front.places:
+                return busy("overloaded", "as many requests are under way as may", retry_after_s=1)
         elif path == "/readyz" and not self._front.ready:
             return busy("not_ready", "no model has answered yet", retry_after_s=1)
         if asks.length is not None and asks.length > self._settings.max_body:

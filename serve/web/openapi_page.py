@@ -37,7 +37,7 @@ def page(document: Mapping[str, Any]) -> HTMLResponse:
         for path, methods in document["paths"].items()
         for method, operation in methods.items()
     )
-    links = '<p><a href="ui">/ui</a> shows what the network does; <a href="docs.json">/docs.json</a> is this page for programs.</p>'
+    links = '<p>What the network does: <a href="ui">/ui</a>. For programs: <a href="docs.json">/docs.json</a>.</p>'
     text = (
         '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>{_text(info['title'])}</title><style>{STYLE}</style><h1>{_text(info['title'])}</h1>{about}{links}"

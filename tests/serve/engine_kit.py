@@ -33,6 +33,7 @@ class Engine:
 
     steps: StepModel
     exit: Exit = ALWAYS
+    whole: "Engine | None" = None
 
     def prediction(self, trace: Trace, *, latency_s: float) -> Prediction:
         return Prediction(

@@ -268,3 +268,17 @@ def test_the_wait_is_told_from_what_images_cost(
     assert batcher.waiting == 200 - 4 * runners
     assert batcher.retry_after() == pytest.approx(batcher.waiting * 0.5 / runners, abs=1)  # rounded up
     batcher.close(0)
+
+
+def test_images_that_take_all_steps_go_where_that_is_quicker(models: list[StepModel]) -> None:
+    """What may stop early, or is limited, stays; the answers of others are those of the second model here."""
+    other = Engine(models[1])
+    engine = Engine(models[0], Exit("confidence", 0.6), whole=other)
+    batcher = Batcher(runners=1, max_batch=4, max_waiting=100)
+    asked = [(1.0, None), (1.0, T), (1.0, T - 1), (0.99, None), (None, None)]
+    runs = [batcher.submit(engine, IMAGES[:2], exit_threshold=value, steps=steps) for value, steps in asked]
+    for (value, steps), future, whole in zip(asked, runs, (True, True, False, False, False), strict=True):
+        model, exit = models[1 if whole else 0], Exit("confidence", 0.6 if value is None else value)
+        for answer, trace in zip(future.result(SOON), model.run(IMAGES[:2], exit, steps), strict=True):
+            np.testing.assert_array_equal(answer.logits, trace.logits)
+    batcher.close()

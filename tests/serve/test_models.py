@@ -493,7 +493,7 @@ def test_the_old_one_is_freed_when_its_last_user_goes(folder: Path, versions: di
     """At once, by counting references: an idle server's garbage collector may not run for hours."""
     served = Models([str(folder)])
     user = served.get()
-    old, session = weakref.ref(user.predictor), weakref.ref(user.predictor._unrolled)
+    old, session = weakref.ref(user.predictor), weakref.ref(user.predictor.whole.steps._session)
     gc.collect()
     gc.disable()
     try:

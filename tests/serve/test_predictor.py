@@ -11,6 +11,7 @@ import pytest
 from synthetic import LABELS, THRESHOLD, build_model, build_step, describe, draw, exact_images, write_bundle
 
 from serve import session as sessions
+from serve.batching import Batcher
 from serve.bundle import BundleError, read
 from serve.exits import Exit, softmax, steps_needed
 from serve.predictor import Predictor, operations
@@ -312,3 +313,16 @@ def test_an_answer_says_what_the_arrays_say(predictor: Predictor, bundle_dir: Pa
         assert row.running.label == LABELS[int(prediction.logits[: t + 1].mean(axis=0).argmax())]
     assert answer.spike_rates["features.1.lif"] == prediction.spike_rates[:, 1].tolist()
     assert answer.steps_used == 3
+
+
+def test_a_batcher_gives_what_the_predictor_gives(predictor: Predictor) -> None:
+    """Whichever form runs: the weights are such that sums are exact, so both must agree to the last bit."""
+    batcher = Batcher(runners=2, max_batch=3, max_waiting=100)
+    for threshold, steps in ((None, None), (1.0, None), (1.0, 2), (0.0, None)):
+        answers = batcher.submit(predictor, images(5), exit_threshold=threshold, steps=steps).result(20)
+        wanted = predictor.predict(images(5), exit_threshold=threshold, steps=steps)
+        for answer, want in zip(answers, wanted, strict=True):
+            np.testing.assert_array_equal(answer.logits, want.logits)
+            np.testing.assert_array_equal(answer.spike_rates, want.spike_rates)
+            assert (answer.sops, answer.macs, answer.energy_J) == (want.sops, want.macs, want.energy_J)
+    batcher.close()
