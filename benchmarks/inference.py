@@ -85,7 +85,7 @@ class Config:
     val_images: int = 0
     """Exits are chosen on the first N validation images; 0: all."""
     tolerance: float = 0.005
-    """Largest loss of accuracy by an exit, on validation images."""
+    """Largest loss of accuracy by an exit, on validation images, two standard errors included."""
     calibration: int = 64
     """Training images on which the scales of int8 are chosen, of student and ANN."""
     variants: tuple[str, ...] = VARIANTS

@@ -7,7 +7,7 @@ from onnx import TensorProto
 
 from export import graph as g
 from export.counts import fan_out, spike_driven
-from export.onnx_model import Builder
+from export.onnx_builder import Builder
 
 
 @dataclass(kw_only=True)

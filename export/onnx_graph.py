@@ -15,7 +15,8 @@ from onnx import TensorProto
 
 from export import graph as g
 from export.counts import fan_map, spike_driven
-from export.onnx_model import Builder, Form, Value, check, metadata
+from export.onnx_builder import Builder, Outputs, Value, write_model
+from export.onnx_model import Form, check, metadata
 
 
 Precision = Literal["fp32", "fp16"]
@@ -44,20 +45,24 @@ def build_model(
     Raises ValueError where the logits do not depend on spikes, `labels` does not fit them, or the input is events.
     """
     check(graph, labels)
-    builder = Builder(graph=graph, form=form)
-    emitter = Emitter(builder, half=precision == "fp16")
+    about = metadata(graph, labels=labels, checkpoint_sha256=checkpoint_sha256, precision=precision, form=form)
+    return write_model(graph, form, lambda builder: write(builder, half=precision == "fp16"), metadata=about)
+
+
+def write(builder: Builder, *, half: bool) -> Outputs:
+    """Append the whole Graph and what is counted of it."""
+    graph = builder.graph
+    emitter = Emitter(builder, half=half)
     values: dict[str, Value] = {}
     for node in graph:
         values[node.name] = emitter.emit(node, [values[name] for name in node.inputs])
-        half = TensorProto.FLOAT16 if emitter.is_half(node.name) else TensorProto.FLOAT
-        builder.describe(values[node.name], node.shape, type=half)
-    outputs = {
+        number = TensorProto.FLOAT16 if emitter.is_half(node.name) else TensorProto.FLOAT
+        builder.describe(values[node.name], node.shape, type=number)
+    return {
         "logits": (values[graph.output.name].tensor, graph.output.shape),
         "spike_rates": (emitter.spike_rates(values), (len(graph.lif_layers),)),
         "taps": (emitter.taps(values), (len(spike_driven(graph)),)),
     }
-    about = metadata(graph, labels=labels, checkpoint_sha256=checkpoint_sha256, precision=precision, form=form)
-    return builder.finish(outputs, metadata=about)
 
 
 class Emitter:

@@ -16,10 +16,11 @@ from export import graph as g
 from export import integer
 from export.counts import spike_driven
 from export.integer import IntegerLIF, QuantizedInput, SumPool
+from export.onnx_builder import Builder, Outputs, write_model
 from export.onnx_counts import Counter
 from export.onnx_integers import LARGEST_UINT8, Integers, flat, flat_shape, out, ready
 from export.onnx_membrane import neurons
-from export.onnx_model import Builder, Form, check, metadata
+from export.onnx_model import Form, check, metadata
 from export.onnx_windows import Windows, is_identity, matrix
 from export.scales import Scales
 from export.unfold import unfold
@@ -40,21 +41,29 @@ def build_int8(
     spikes in the layers of the Graph. Metadata has also `scales`, from which the checkpoint gives the twin again.
     """
     check(graph, labels)
-    builder = Builder(graph=graph, form=form)
-    emitter = Emitter(builder, unfold(graph, twin))
+    about = metadata(graph, labels=labels, checkpoint_sha256=checkpoint_sha256, precision="int8", form=form)
+    about |= {"layout": "channels_last", "scales": asdict(scales)}
+    unfolded = unfold(graph, twin)
+    # In floats branches would cost more than they save: onnxruntime gives a convolution its fast layout only where its
+    # weights stand in the same graph.
+    return write_model(graph, form, lambda builder: write(builder, unfolded, scales), metadata=about, first_apart=True)
+
+
+def write(builder: Builder, twin: g.Graph, scales: Scales) -> Outputs:
+    """Append an unfolded twin and what is counted of it."""
+    graph = builder.graph
+    emitter = Emitter(builder, twin)
     values: dict[str, Integers] = {}
-    for node in emitter.twin:
+    for node in twin:
         values[node.name] = emitter.emit(node, [values[name] for name in node.inputs])
-    counter = Counter(builder, emitter.twin, {name: value.tensor for name, value in values.items()})
+    counter = Counter(builder, twin, {name: value.tensor for name, value in values.items()})
     logits = ready(builder, values[graph.output.name], graph.output.name)
     scale = builder.constant("logits/scale", float(scales.currents[graph.output.name]))
-    outputs = {
+    return {
         "logits": (builder.op("Div", [logits, scale], "logits/unscaled"), graph.output.shape),
         "spike_rates": (counter.spike_rates(), (len(graph.lif_layers),)),
         "taps": (counter.taps(), (len(spike_driven(graph)),)),
     }
-    about = metadata(graph, labels=labels, checkpoint_sha256=checkpoint_sha256, precision="int8", form=form)
-    return builder.finish(outputs, metadata={**about, "layout": "channels_last", "scales": asdict(scales)})
 
 
 class Emitter:

@@ -10,7 +10,7 @@ from onnx import TensorProto
 
 from export import graph as g
 from export import integer
-from export.onnx_model import Builder, Value
+from export.onnx_builder import Builder, Value
 
 
 # Two products of uint8 and int8 are added in 16 bits by processors without VNNI: 2 * 129 * 127 still fits.

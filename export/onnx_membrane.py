@@ -11,8 +11,8 @@ from onnx import TensorProto
 
 from export import integer
 from export.integer import IntegerLIF
+from export.onnx_builder import Builder
 from export.onnx_integers import Integers, flat_shape, out, ready
-from export.onnx_model import Builder
 
 
 def neurons(builder: Builder, node: IntegerLIF, x: Integers, *, T: int) -> Integers:

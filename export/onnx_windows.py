@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from export import graph as g
-from export.onnx_model import Builder
+from export.onnx_builder import Builder
 
 
 @dataclass(frozen=True, kw_only=True)

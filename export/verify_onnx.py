@@ -17,7 +17,7 @@ import torch
 from export import execute
 from export import graph as g
 from export.lower import lower
-from export.onnx_model import expose_spikes, metadata, spikes_tensor
+from export.onnx_model import computed, expose_spikes, metadata, spikes_tensor
 from export.prepare import prepare
 from export.scales import Scales, recorded
 from export.verify import EXACT, FLOAT16, FLOAT32, Rule, Run, Verdict, compare
@@ -103,8 +103,8 @@ def load(path: Path, checkpoint: Checkpoint, name: str) -> OnnxFile:
         raise ValueError(
             f"{name}: {', '.join(wrong)} in it are not the checkpoint's; export again with python -m export.to_onnx"
         )
-    produced = {tensor for node in model.graph.node for tensor in node.output}
-    if missing := [layer for layer in own["lif_layers"] if spikes_tensor(layer) not in produced]:
+    found = computed(model)
+    if missing := [layer for layer in own["lif_layers"] if spikes_tensor(layer) not in found]:
         raise ValueError(f"{name}: no tensor holds the spikes of layer {missing[0]}")
     expose_spikes(model, own["lif_layers"])
     return OnnxFile(name=name, model=model, about=about)

@@ -18,7 +18,7 @@ from export import execute, reference
 from export import graph as g
 from export.counts import spike_driven
 from export.onnx_int8 import build_int8
-from export.onnx_model import Form, expose_spikes, spikes_tensor
+from export.onnx_model import Form, branches_of, expose_spikes, spikes_tensor
 from export.prepare import prepare
 from export.scales import Scales, rebuild
 
@@ -38,6 +38,41 @@ def exposed(model: onnx.ModelProto) -> onnx.ModelProto:
     copy.CopyFrom(model)
     expose_spikes(copy, about(model)["lif_layers"])
     return copy
+
+
+def graphs(model: onnx.ModelProto) -> list[onnx.GraphProto]:
+    """The graph of a model and those of its branches, `first` before `next`."""
+    branches = (branch for node in model.graph.node for branch in branches_of(node))
+    return [model.graph, *sorted(branches, key=lambda branch: branch.name)]
+
+
+def operators(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """All operators of a model, those of its branches too."""
+    return [node for graph in graphs(model) for node in graph.node]
+
+
+def taken(model: onnx.ModelProto, branch: str) -> onnx.ModelProto:
+    """The model that computes what one branch computes, whoever goes on; its operators and tensors by plain names."""
+    flat = onnx.ModelProto()
+    flat.CopyFrom(model)
+    *before, choice = model.graph.node
+    (body,) = (graph for graph in branches_of(choice) if graph.name == branch)
+    plain = {tensor: tensor.removeprefix(f"{branch}/") for node in body.node for tensor in node.output}
+    plain |= {own.name: output for own, output in zip(body.output, choice.output, strict=True)}
+    assert not set(plain.values()) & {tensor for node in before for tensor in node.output}
+    del flat.graph.node[:]
+    flat.graph.node.extend(node for node in before if not node.name.startswith("step/"))
+    for node in body.node:
+        inputs, outputs = ([plain.get(tensor, tensor) for tensor in names] for names in (node.input, node.output))
+        flat.graph.node.add().CopyFrom(node)
+        flat.graph.node[-1].input[:], flat.graph.node[-1].output[:] = inputs, outputs
+        flat.graph.node[-1].name = node.name.removeprefix(f"{branch}/")
+    return flat
+
+
+def paths(model: onnx.ModelProto) -> list[onnx.ModelProto]:
+    """The model, or if it has branches what each of them computes: models without branches."""
+    return [taken(model, graph.name) for graph in graphs(model)[1:]] or [model]
 
 
 def in_onnxruntime(model: onnx.ModelProto, *, optimised: bool = True, threads: int = 1) -> Runner:

@@ -15,11 +15,12 @@ from onnx_runs import assert_same, expected_int8, exposed, in_onnx, in_onnxrunti
 from export import execute, onnx_membrane
 from export import graph as g
 from export.integer import EXACT_FLOAT32, V_LIMIT, IntegerLIF, QuantizedInput
+from export.onnx_builder import Builder
 from export.onnx_int8 import build_int8
 from export.onnx_integers import Integers
 from export.onnx_membrane import is_simple
 from export.onnx_membrane import neurons as write_neurons
-from export.onnx_model import Builder, info
+from export.onnx_model import info
 from export.scales import Scales
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from chip_graphs import a_recipe, build
 from onnx import TensorProto, numpy_helper
-from onnx_runs import about, twin_of
+from onnx_runs import about, graphs, operators, paths, twin_of
 
 from export import graph as g
 from export.lower import lower_network
@@ -57,7 +57,7 @@ def test_onnx_finds_nothing_wrong_with_it(model: Any) -> None:
     inferred = onnx.shape_inference.infer_shapes(found, check_type=True, strict_mode=True, data_prop=True)
     assert found.ir_version == 10
     assert [(entry.domain, entry.version) for entry in found.opset_import] == [("", 20)]
-    assert {node.domain for node in found.graph.node} == {""}
+    assert {node.domain for node in operators(found)} == {""}
     assert not found.functions
     for value in inferred.graph.output:
         assert value.type.tensor_type.elem_type, value.name
@@ -66,26 +66,38 @@ def test_onnx_finds_nothing_wrong_with_it(model: Any) -> None:
 @every_model
 def test_every_operator_is_named_after_a_layer_of_the_student(model: Any) -> None:
     found, graph = model_of(*model), GRAPHS[model[0]]
-    names = [node.name for node in found.graph.node]
-    assert len(set(names)) == len(names)
-    assert all(names)
+    for every in ([node.name for node in operators(found)], [name for n in operators(found) for name in n.output]):
+        assert len(set(every)) == len(every)
+        assert all(every)
     layers = [node.name for node in graph]
-    for name in names:
-        own = any(name == layer or name.startswith(f"{layer}/") for layer in layers)
-        assert own or name.startswith(SHARED), name
-    tensors = [tensor for node in found.graph.node for tensor in node.output]
-    assert len(set(tensors)) == len(tensors)
+    for path in paths(found):
+        for name in (node.name for node in path.graph.node):
+            own = any(name == layer or name.startswith(f"{layer}/") for layer in layers)
+            assert own or name.startswith(SHARED), name
+        tensors = {tensor for node in path.graph.node for tensor in node.output}
+        assert {f"{lif.name}/out" for lif in graph.lif_layers} <= tensors
     if model[2] == "unrolled" and graph.T > 2:
-        assert "stem.lif/t2/fire" in names
-    for lif in graph.lif_layers:
-        assert f"{lif.name}/out" in tensors
+        assert "stem.lif/t2/fire" in {node.name for node in found.graph.node}
+
+
+@every_model
+def test_the_step_in_integers_has_two_branches_and_they_bear_their_names(model: Any) -> None:
+    """In floats it has none: onnxruntime would compute its convolutions more slowly there, and in other bits."""
+    top, *branches = graphs(model_of(*model))
+    assert [branch.name for branch in branches] == (["first", "next"] if model[1:] == ("int8", "step") else [])
+    for branch in branches:
+        assert {node.name.split("/")[0] for node in branch.node} == {branch.name}
+        assert {name.split("/")[0] for node in branch.node for name in node.output} == {branch.name}
+    if branches:
+        assert [node.name for node in top.node][-3:] == ["step/under_way", "step/all_new", "step"]
 
 
 @every_model
 def test_nothing_is_computed_or_stored_for_nobody(model: Any) -> None:
     found = model_of(*model)
-    read = {name for node in found.graph.node for name in node.input} | {v.name for v in found.graph.output}
-    assert {tensor for node in found.graph.node for tensor in node.output} <= read
+    read = {name for node in operators(found) for name in node.input}
+    read |= {value.name for graph in graphs(found) for value in graph.output}
+    assert {tensor for node in operators(found) for tensor in node.output} <= read
     assert {constant.name for constant in found.graph.initializer} <= read
     assert {value.name for value in found.graph.input} <= read
 

@@ -7,7 +7,7 @@ import onnx
 import pytest
 from chip_graphs import a_recipe, begin, build, classified, images_of, naive_scales
 from onnx import TensorProto, numpy_helper, shape_inference
-from onnx_runs import assert_is_twin, in_onnxruntime, int8_of, twin_of
+from onnx_runs import assert_is_twin, in_onnxruntime, int8_of, operators, paths, twin_of
 
 from export import graph as g
 from export.integer import WEIGHT_LIMIT
@@ -119,18 +119,19 @@ SATURATING = [
 def test_two_products_always_fit_16_bits(graph: g.Graph, form: Form) -> None:
     """Some processors add two products of uint8 and int8 in 16 bits, and saturate."""
     model = int8_of(graph, *twin_of(graph), form)
-    most = largest_values(model)
     constants = {c.name: numpy_helper.to_array(c) for c in model.graph.initializer}
-    products = [node for node in model.graph.node if node.op_type == "MatMulInteger"]
-    assert len(products) > len(graph.lif_layers)
-    for node in products:
-        assert len(node.input) == 2, "no zero points: they would make other numbers of these"
-        left, right = most[node.input[0]], constants[node.input[1]]
-        assert right.dtype == np.int8
-        assert np.abs(right.astype(int)).max() <= WEIGHT_LIMIT == 127
-        assert left <= LARGEST_UINT8 == 129
-        assert 2 * left * WEIGHT_LIMIT <= 2**15 - 1
-    assert {node.op_type for node in model.graph.node}.isdisjoint(
+    for path in paths(model):
+        most = largest_values(path)
+        products = [node for node in path.graph.node if node.op_type == "MatMulInteger"]
+        assert len(products) > len(graph.lif_layers)
+        for node in products:
+            assert len(node.input) == 2, "no zero points: they would make other numbers of these"
+            left, right = most[node.input[0]], constants[node.input[1]]
+            assert right.dtype == np.int8
+            assert np.abs(right.astype(int)).max() <= WEIGHT_LIMIT == 127
+            assert left <= LARGEST_UINT8 == 129
+            assert 2 * left * WEIGHT_LIMIT <= 2**15 - 1
+    assert {node.op_type for node in operators(model)}.isdisjoint(
         {"QLinearConv", "QLinearMatMul", "ConvInteger", "QuantizeLinear", "DynamicQuantizeLinear"}
     )
 

@@ -11,7 +11,7 @@ import onnx
 import pytest
 from live_networks import DIGITS, live_network
 from onnx import numpy_helper
-from onnx_runs import about
+from onnx_runs import about, graphs, operators
 
 from export import to_onnx, verify
 from train import cli
@@ -117,8 +117,8 @@ def one_less(weight: np.ndarray) -> np.ndarray:
 
 def higher_threshold(model: onnx.ModelProto) -> None:
     """Of one layer, in every step but the last."""
-    for node in model.graph.node:
-        if node.op_type == "ThresholdedRelu" and node.name.startswith("body.act3/"):
+    for node in operators(model):
+        if node.op_type == "ThresholdedRelu" and "body.act3/" in node.name:
             node.attribute[0].f += 60
 
 
@@ -168,14 +168,42 @@ def test_membranes_that_are_not_handed_on_are_seen(
     """The model is right in its first step and starts every other one afresh."""
 
     def forget(model: onnx.ModelProto) -> None:
-        for node in model.graph.node:
-            if "body.act2/v_next" in node.output:
-                node.op_type = "Sub"
+        for node in operators(model):
+            if node.op_type == "Sub" and node.output[0].endswith("/body.act2/v_next"):
                 node.input[:] = [node.input[0], node.input[0]]
 
     path = altered(student, tmp_path, ("int8", "step"), forget)
     assert status_of(student, path, "--samples", "12") == 1
     assert "first difference: layer body.act2, step 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("branch", "step"), [("first", 1), ("next", 2)])
+def test_a_neuron_that_is_wrong_in_one_branch_is_seen_at_its_step(
+    branch: str, step: int, student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def raise_threshold(model: onnx.ModelProto) -> None:
+        for node in operators(model):
+            if node.name == f"{branch}/body.act3/t/spent":
+                node.attribute[0].f += 60
+
+    path = altered(student, tmp_path, ("int8", "step"), raise_threshold)
+    assert status_of(student, path, "--samples", "12") == 1
+    assert f"first difference: layer body.act3, step {step}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("branch", ["first", "next"])
+def test_spikes_that_one_branch_does_not_give_are_missed_by_name(
+    branch: str, student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def rename(model: onnx.ModelProto) -> None:
+        (graph,) = (graph for graph in graphs(model) if graph.name == branch)
+        for node in graph.node:
+            for names in (node.input, node.output):
+                names[:] = [f"{branch}/other" if name == f"{branch}/body.act2/out" else name for name in names]
+
+    path = altered(student, tmp_path, ("int8", "step"), rename)
+    assert status_of(student, path, "--samples", "2") == 2
+    assert "model.onnx: no tensor holds the spikes of layer body.act2" in capsys.readouterr().err
 
 
 def test_scales_that_are_not_those_of_the_integers_are_seen(
