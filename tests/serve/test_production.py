@@ -212,3 +212,28 @@ def test_an_open_page_does_not_hold_up_the_end(serve_env: dict[str, str], tmp_pa
         assert b"ALIVE" in next(stream)
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
+
+
+def test_a_rush_is_shed_with_a_time_to_come_again(serve_env: dict[str, str], tmp_path: Path) -> None:
+    batch = {"images": [[(draw(n) / 255).tolist()] for n in range(64)]}
+    env = serve_env | {"BENTOML_HOME": str(tmp_path / "bentoml"), "TSERVE_QUEUE": "4", "TSERVE_RUNNERS": "1"}
+    with started(*SERVE, env=env, ready="/readyz", log=tmp_path / "log") as (url, _):
+        answers = []
+
+        def call() -> None:
+            with httpx.Client(base_url=url, timeout=30) as client:
+                answers.extend(client.post("/classify_batch", json=batch) for _ in range(4))
+
+        callers = [threading.Thread(target=call) for _ in range(24)]
+        for caller in callers:
+            caller.start()
+        for caller in callers:
+            caller.join()
+        shed = [answer for answer in answers if answer.status_code != 200]
+        assert shed
+        assert len(shed) < len(answers) == 96
+        for answer in shed:
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "overloaded")
+            assert int(answer.headers["retry-after"]) >= 1
+        assert {len(answer.json()) for answer in answers if answer.status_code == 200} == {64}
+        assert httpx.post(f"{url}/classify", files=GOOD).status_code == 200
