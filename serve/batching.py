@@ -118,8 +118,7 @@ class Batcher:
 
     def retry_after(self) -> int | None:
         """None: there is room; else in how many whole seconds, 1 or more, there should be."""
-        with self._changed:
-            return self._retry_after()
+        return self._retry_after()  # without the lock, for which an event loop would wait: it reads single values
 
     def close(self, timeout_s: float | None = None) -> None:
         """Take nothing new, finish what was accepted and end the threads; wait for it at most `timeout_s`.
@@ -138,7 +137,7 @@ class Batcher:
             self._fail(late, Overloaded("the server has closed before this was finished", retry_after_s=1))
 
     def _retry_after(self) -> int | None:
-        """See retry_after; the lock is held."""
+        """See retry_after; exact if the lock is held."""
         if self._closed:
             return 1
         if self._turns.waiting < self._max_waiting:

@@ -107,10 +107,10 @@ class Gate:
         if path in CLASSIFY and scope["method"] == "POST":
             if not self._front.ready:
                 return busy("not_ready", "the server is starting or ending", retry_after_s=1)
-            if (seconds := self._front.retry_after()) is not None:
-                return busy("overloaded", "as many images wait as may", retry_after_s=seconds)
             if self._inside >= self._front.places:
                 return busy("overloaded", "as many requests are under way as may", retry_after_s=1)
+            if (seconds := self._front.retry_after()) is not None:
+                return busy("overloaded", "as many images wait as may", retry_after_s=seconds)
         elif path == "/readyz" and not self._front.ready:
             return busy("not_ready", "no model has answered yet", retry_after_s=1)
         if asks.length is not None and asks.length > self._settings.max_body:
@@ -130,6 +130,8 @@ class Gate:
             ending=self._front.ending,
         )
         refusal: Refusal | None = None
+        counts = call.scope["path"] in CLASSIFY
+        self._inside += counts
         try:
             await self._app(call.scope, intake, reply)
             if reply.status == 0 and intake.refusal is None:
@@ -147,6 +149,7 @@ class Gate:
                 refusal = failed()
         finally:
             intake.close()
+            self._inside -= counts
         refusal = intake.refusal or refusal
         if reply.status == 0 or refusal is None:
             return refusal

@@ -139,6 +139,32 @@ def test_requests_are_shed_before_their_body_is_read() -> None:
         assert asyncio.run(ask(gate(echo, front=front), path=path, method=method)).status == 200
 
 
+def test_of_many_that_come_at_once_only_so_many_get_in() -> None:
+    """Others are refused at once, other paths are not counted, and whoever leaves, however it is, makes room."""
+
+    async def rush() -> None:
+        go, failures = asyncio.Event(), [ValueError("who fails makes room too")]
+
+        async def waiting(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["path"] == "/classify":
+                await go.wait()
+                if failures:
+                    raise failures.pop()
+            await echo(scope, receive, send)
+
+        app = gate(waiting, front=Front(ready=True, places=3))
+        under_way = [asyncio.create_task(ask(app)) for _ in range(3)]
+        await asyncio.sleep(0)
+        refused = await ask(app, path="/classify_batch")
+        assert (refused.status, refused.error["code"], refused.headers["retry-after"]) == (503, "overloaded", "1")
+        assert (await ask(app, path="/model", method="GET")).status == 200
+        go.set()
+        assert sorted([(await task).status for task in under_way]) == [200, 200, 500]
+        assert [(await ask(app)).status for _ in range(5)] == [200] * 5
+
+    asyncio.run(rush())
+
+
 def test_before_a_model_has_answered_only_images_and_readyz_are_refused() -> None:
     front = Front()
     for path, method in (("/classify", "POST"), ("/readyz", "GET")):
