@@ -65,15 +65,11 @@ class StepModel:
 
     def run(self, images: np.ndarray, exit: Exit, steps: int | None = None) -> list[Trace]:
         """Run images [B, C, H, W] until each is sure or has had `steps` (default and at most T); traces in order."""
-        crowd, limit = self.crowd(exit.rule, exit.relax), self.limit(steps)
+        crowd, limit = self.crowd(exit.rule, exit.relax), checked_steps(steps, self.T)
         done = dict(crowd.advance(images, threshold=exit.threshold, steps=limit))
         while len(crowd):
             done |= dict(crowd.advance())
         return [done[number] for number in range(len(images))]
-
-    def limit(self, steps: int | None) -> int:
-        """See checked_steps."""
-        return checked_steps(steps, self.T)
 
 
 def checked_steps(steps: int | None, T: int) -> int:
@@ -138,7 +134,7 @@ class Crowd:
         model = self._model
         images = model.no_images if images is None else np.ascontiguousarray(images, np.float32)
         exits = [Exit(self._rule, value, self._relax) for value in _for_each(threshold, len(images))]
-        limits = [model.limit(value) for value in _for_each(steps, len(images))]
+        limits = [checked_steps(value, model.T) for value in _for_each(steps, len(images))]
         for number, (exit, limit) in enumerate(zip(exits, limits, strict=True), self.entered):
             self._images.append(_Image(number=number, exit=exit, limit=limit))
         self.entered += len(images)

@@ -26,7 +26,8 @@ async def _straight_on(self: TimeoutMiddleware, scope: Scope, receive: Receive, 
 
 
 def prepare() -> Settings:
-    """Read the settings; in `bentoml serve`, also check what is to be served and see that dead workers are replaced.
+    """Read the settings and pass BentoML's time-out by; in `bentoml serve`, also check what is to be served, and see
+    that dead workers are replaced soon.
 
     Ends the process with status 2 and one line where something cannot be. Other commands (`bentoml build`) and other
     importers need no bundle.

@@ -21,7 +21,7 @@ import numpy as np
 import onnxruntime as ort
 
 from serve import images as imaging
-from serve.anytime import AllSteps, StepModel, Trace
+from serve.anytime import AllSteps, StepModel, Trace, checked_steps
 from serve.bundle import WRITE_AGAIN, Bundle, BundleError, Description, Form, Precision, read
 from serve.exits import Exit, checked_threshold, running_mean, softmax
 from serve.session import CPU, Device, Provider, metadata, open_session, provider_of, resolve, threads
@@ -187,7 +187,7 @@ class Predictor:
         """
         images = self.check(images)
         exit = self.exit if exit_threshold is None else replace(self.exit, threshold=exit_threshold)
-        limit = self.steps.limit(steps)
+        limit = checked_steps(steps, self.about.T)
         start = time.perf_counter()
         whole = exit.threshold == 1 and limit == self.about.T
         traces = self.whole.steps.run(images) if whole else self.steps.run(images, exit, limit)

@@ -144,7 +144,7 @@ class Gate:
         except Refusal as error:
             refusal = error
         except Exception:
-            if intake.refusal is None:
+            if intake.refusal is None:  # else the task was stopped, and this is how the application took it
                 logger.exception("the application failed")
                 refusal = failed()
         finally:

@@ -88,36 +88,36 @@ class _Asked(bentoml.IODescriptor):
     ask: Any
 
 
-class OneImage(bentoml.IODescriptor):
-    """What BentoML's client may send to /classify, as it reads in /schema.json; what others may, `one` says."""
+class _Options(bentoml.IODescriptor):
+    """What BentoML's client may send besides images, as it reads in /schema.json."""
 
-    image: Annotated[Path, ContentType("image/*")]
     top_k: int | None = None
     exit_confidence: float | None = None
     steps: int | None = None
     detail: bool | None = None
     model: str | None = None
 
+
+class OneImage(_Options):
+    """What BentoML's client may send to /classify; what others may, `one` says."""
+
+    image: Annotated[Path, ContentType("image/*")]
+
     @classmethod
     async def from_http_request(cls, request: Request, serde: object) -> _Asked:
         """Read the request for the API function."""
-        return _Asked.model_construct(ask=await _or_refusal(one, request))
+        return await _asked(one, request)
 
 
-class SeveralImages(bentoml.IODescriptor):
+class SeveralImages(_Options):
     """The same for /classify_batch and `several`."""
 
     images: list[Any]
-    top_k: int | None = None
-    exit_confidence: float | None = None
-    steps: int | None = None
-    detail: bool | None = None
-    model: str | None = None
 
     @classmethod
     async def from_http_request(cls, request: Request, serde: object) -> _Asked:
         """Read the request for the API function."""
-        return _Asked.model_construct(ask=await _or_refusal(several, request))
+        return await _asked(several, request)
 
 
 def answering_refusals(
@@ -246,8 +246,8 @@ async def _in_thread(function: Callable[Inputs, Output], *args: Inputs.args, **i
     return await asyncio.get_running_loop().run_in_executor(_threads, call)
 
 
-async def _or_refusal(read: Callable[[Request], Awaitable[Ask]], request: Request) -> Ask | Refusal:
+async def _asked(read: Callable[[Request], Awaitable[Ask]], request: Request) -> _Asked:
     try:
-        return await read(request)
+        return _Asked.model_construct(ask=await read(request))
     except Refusal as refusal:
-        return refusal
+        return _Asked.model_construct(ask=refusal)
