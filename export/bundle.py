@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from export.bundle_models import Models
 
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +188,7 @@ def describe(
         "models": {precision: FILES[precision] for precision in models.results},
         "exits": {precision: short(found) for precision, found in models.exits.items()},
         "lif_layers": metadata["lif_layers"],
+        "lif_shapes": metadata["lif_shapes"],
         "synapses": metadata["synapses"],
         "energy": {
             "chip": counted["chip"],
@@ -197,6 +198,7 @@ def describe(
             "static_macs": per_image["static_macs"],
             "ann_macs": per_image["ann"]["macs"],
             "ann_energy_J": per_image["ann"]["energy_J"],
+            "conventions": [convention(entry) for entry in counted["conventions"]],
         },
         "metrics": {
             "accuracy": evaluation["accuracy"],
@@ -205,6 +207,17 @@ def describe(
         },
         "dataset": evaluation["dataset"],
         "checkpoint_sha256": checkpoint.sha256,
+    }
+
+
+def convention(entry: dict[str, Any]) -> dict[str, Any]:
+    """What the server needs of a convention in energy.json, to count as it does image by image."""
+    return {
+        **{key: entry[key] for key in ("name", "title", "says", "source")},
+        "ac_J": entry["prices"]["ac"]["value"],
+        "mac_J": entry["prices"]["mac"]["value"],
+        "layers": entry.get("charges", []),
+        "unavailable": entry.get("unavailable"),
     }
 
 

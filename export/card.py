@@ -43,6 +43,7 @@ def summary_rows(
         ),
         ("energy of the ANN", f"{joules(ann['energy_J'])} ({ann['macs']:,} MACs), ratio {per_image['ratio']:.3f}"),
         ("  convention", f"{energy['convention']['name']}, prices of {energy['chip']}, no memory access"),
+        *convention_rows(energy),
     ]
     return [
         *rows,
@@ -51,6 +52,19 @@ def summary_rows(
         *netx_rows(verification["netx"]),
         *nir_rows(verification["nir"]),
     ]
+
+
+def convention_rows(energy: dict[str, Any]) -> list[tuple[str, str]]:
+    """The energy of an image in every convention, beside the ANN's in the same one."""
+    rows = []
+    for entry in energy["conventions"]:
+        if "unavailable" in entry:
+            rows.append((f"  by {entry['name']}", f"left out: {entry['unavailable']}"))
+            continue
+        total = entry["per_image"]
+        snn, ann = joules(total["energy_J"]), joules(total["ann"]["energy_J"])
+        rows.append((f"  by {entry['name']}", f"{snn}, ANN {ann}, ratio {total['ratio']:.3f}"))
+    return rows
 
 
 def onnx_rows(onnx: dict[str, Any]) -> list[tuple[str, str]]:
@@ -164,6 +178,10 @@ def card(
         f"{joules(layer['energy_J'])} | {joules(layer['ann_energy_J'])} |"
         for layer in energy["layers"]
     )
+    conventions = "\n".join(
+        f"- `{entry['name']}`: {entry['says']} {entry.get('verdict') or 'Left out: ' + entry['unavailable']}"
+        for entry in energy["conventions"]
+    )
     return f"""# {about["name"]}
 
 A spiking neural network that classifies {evaluation["dataset"]} images of {about["input"]["channels"]} x \
@@ -187,9 +205,11 @@ Code: commit {git.get("commit", "unknown")}{" with local changes" if git.get("di
 
 ## Energy
 
-{energy["verdict"]}
+How much depends on what is counted; here are {len(energy["conventions"])} conventions, none of which is the truth.
 
-{energy["convention"]["rules"]}
+{conventions}
+
+The layers by `{energy["convention"]["name"]}`: {energy["convention"]["rules"]}
 
 | layer | input | SOPs | MACs | energy | ANN |
 |---|---|---|---|---|---|
@@ -219,6 +239,9 @@ def figures(bundle: Path) -> dict[str, Any]:
         except (OSError, ValueError) as error:
             raise ValueError(f"{bundle}: not a whole bundle, {part}.json cannot be read ({error})") from error
     found["bundle"] = {key: value for key, value in found["bundle"].items() if key not in ("files", "samples")}
+    found["energy"]["conventions"] = [
+        {key: value for key, value in entry.items() if key != "charges"} for entry in found["energy"]["conventions"]
+    ]
     del found["evaluate"]["checkpoint"]  # a path of this machine; the sha256 stays
     return found
 

@@ -3,7 +3,7 @@
 A synaptic operation (SOP) is one nonzero input value that reaches one output through one weight. Its number is exact:
 positions of a kernel that fall outside the map (zero padding) do not count, borders and strides are followed, and a
 weight that happens to be zero is a synapse like any other. How events become additions, multiplications and joules
-is a matter of convention: export/conventions.py.
+is a matter of convention: export/conventions.py. What is counted here is what the ONNX model reports of an image.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from export import reference
 class SynapseCounts:
     """The events of one Conv or Dense, for T steps and N images.
 
-    `nonzero` and `sops` are int64 [T, N]; both are zero where `static` (before the first LIF nothing spikes).
+    `nonzero`, `taps` and `sops` are int64 [T, N], and zero where `static` (before the first LIF nothing spikes).
     """
 
     name: str
@@ -36,8 +36,10 @@ class SynapseCounts:
     """Multiplications of the same layer in an ANN for one image; zero padding excluded, zeros not skipped."""
     nonzero: np.ndarray
     """Input values that are not zero."""
+    taps: np.ndarray
+    """Pairs of such a value and a kernel position inside the output map."""
     sops: np.ndarray
-    """Synaptic operations: nonzero input values times their fan-out."""
+    """Synaptic operations: nonzero input values times their fan-out, taps times `sops_per_tap`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +128,7 @@ def count(graph: g.Graph, images: np.ndarray, *, batch_size: int = 8) -> Counts:
     static, layers = g.is_static(graph), spike_driven(graph)
     fans = {node.name: fan_map(node, graph[node.inputs[0]].shape) for node in graph.synapses}
     nonzero = {node.name: np.zeros((graph.T, N), np.int64) for node in graph.synapses}
-    sops = {node.name: np.zeros((graph.T, N), np.int64) for node in graph.synapses}
+    tapped = {node.name: np.zeros((graph.T, N), np.int64) for node in graph.synapses}
     spikes = {node.name: np.zeros((graph.T, N), np.int64) for node in graph.lif_layers}
     for start in range(0, N, batch_size):
         part = slice(start, start + batch_size)
@@ -136,7 +138,7 @@ def count(graph: g.Graph, images: np.ndarray, *, batch_size: int = 8) -> Counts:
         for node in layers:
             events = values[node.inputs[0]] != 0
             nonzero[node.name][:, part] = _per_image(events)
-            sops[node.name][:, part] = taps(events, fans[node.name]) * sops_per_tap(node)
+            tapped[node.name][:, part] = taps(events, fans[node.name])
     binary = g.is_binary(graph)
     return Counts(
         T=graph.T,
@@ -151,7 +153,8 @@ def count(graph: g.Graph, images: np.ndarray, *, batch_size: int = 8) -> Counts:
                 outputs=_size(node),
                 dense_macs=dense_macs(node, graph[node.inputs[0]].shape),
                 nonzero=nonzero[node.name],
-                sops=sops[node.name],
+                taps=tapped[node.name],
+                sops=tapped[node.name] * sops_per_tap(node),
             )
             for node in graph.synapses
         ),

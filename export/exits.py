@@ -130,6 +130,7 @@ def report(test: Measured, validation: Measured | None, *, tolerance: float = TO
         "tolerance": tolerance,
         "calibrated_on": validation.on if validation is not None else None,
         "measured_on": test.on,
+        "accuracy_by_T": correct(test).mean(axis=1).tolist(),
         "table": rows,
         "curves": {
             **{rule: curve(test, Exit(rule, 1.0)) for rule in RULES},

@@ -28,7 +28,7 @@ class Columns:
 
 
 class Counter:
-    """Appends the counts of spikes and taps (see onnx_graph.build_model) of an unfolded twin's values.
+    """Appends the counts of spikes, taps and nonzero inputs (see onnx_graph.build_model) of an unfolded twin's values.
 
     tensors: by node, uint8 or float32, channels last. Counts are integers in float32, exact up to 2^24.
     """
@@ -38,7 +38,8 @@ class Counter:
         wanted: dict[str, Columns] = {}
         spikes = [(node.name, *self.ones(node)) for node in builder.graph.lif_layers]
         synapses = [self.weights(node) for node in spike_driven(builder.graph)]
-        places = [(name, wanted.setdefault(name, Columns()).index(*ab)) for name, *ab in (*spikes, *synapses)]
+        inputs = [(name, *self.ones(twin[name])) for name, *_ in synapses]
+        places = [(name, wanted.setdefault(name, Columns()).index(*ab)) for name, *ab in (*spikes, *synapses, *inputs)]
         starts, parts, position = {}, [], 0
         for name, columns in wanted.items():
             starts[name] = position
@@ -46,7 +47,7 @@ class Counter:
             parts.append(self.count(name, tensors[name], columns))
         self.all = builder.op("Concat", parts, "counts/all", axis=1)
         self.order = [starts[name] + index for name, index in places]
-        self.layers = len(spikes)
+        self.layers, self.synapses = len(spikes), len(synapses)
 
     def spike_rates(self) -> str:
         """The mean of every LIF layer's spikes, [T*B, L]."""
@@ -57,8 +58,16 @@ class Counter:
 
     def taps(self) -> str:
         """The taps of every spike-driven layer, [T*B, M]."""
-        order = self.builder.constant("taps/order", self.order[self.layers :])
-        return self.builder.op("Gather", [self.all, order], "taps/by_layer", axis=1)
+        return self.gathered("taps", self.order[self.layers : self.layers + self.synapses])
+
+    def nonzero(self) -> str:
+        """The nonzero inputs of every spike-driven layer, [T*B, M]."""
+        return self.gathered("nonzero", self.order[self.layers + self.synapses :])
+
+    def gathered(self, output: str, order: list[int]) -> str:
+        """These columns of all counts."""
+        places = self.builder.constant(f"{output}/order", order)
+        return self.builder.op("Gather", [self.all, places], f"{output}/by_layer", axis=1)
 
     def ones(self, node: g.Node) -> tuple[np.ndarray, np.ndarray]:
         """Weights that count every entry once."""

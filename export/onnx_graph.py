@@ -39,8 +39,9 @@ def build_model(
       taps         [T, B, M]  pairs of a nonzero input and a kernel position inside the output map, for the M
                               spike-driven synaptic layers (metadata: synapses): SOPs = taps * sops_per_tap.
                               Exact up to 2^24 = 16.8 million taps of one layer, step and image; above, float32 rounds.
-    Metadata, each value JSON: format, T, labels, precision, form, lif_layers, synapses, checkpoint_sha256; of the step
-    form carried and states, the tensors that one step hands to the next.
+      nonzero      [T, B, M]  input values of the same layers that are not zero; exact in the same range
+    Metadata, each value JSON: format, T, labels, precision, form, lif_layers, lif_shapes, synapses, checkpoint_sha256;
+    of the step form carried and states, the tensors that one step hands to the next.
 
     Raises ValueError where the logits do not depend on spikes, `labels` does not fit them, or the input is events.
     """
@@ -58,10 +59,13 @@ def write(builder: Builder, *, half: bool) -> Outputs:
         values[node.name] = emitter.emit(node, [values[name] for name in node.inputs])
         number = TensorProto.FLOAT16 if emitter.is_half(node.name) else TensorProto.FLOAT
         builder.describe(values[node.name], node.shape, type=number)
+    layers = (len(spike_driven(graph)),)
+    taps, nonzero = emitter.taps(values)
     return {
         "logits": (values[graph.output.name].tensor, graph.output.shape),
         "spike_rates": (emitter.spike_rates(values), (len(graph.lif_layers),)),
-        "taps": (emitter.taps(values), (len(spike_driven(graph)),)),
+        "taps": (taps, layers),
+        "nonzero": (nonzero, layers),
     }
 
 
@@ -196,12 +200,17 @@ class Emitter:
         counts = op("Concat", sums, "spike_rates/counts", axis=1)
         return op("Div", [counts, builder.constant("spike_rates/neurons", sizes)], "spike_rates/mean")
 
-    def taps(self, values: dict[str, Value]) -> str:
-        """Append the taps of every spike-driven layer, [T*B, M]: its nonzero inputs weighted with counts.fan_map."""
+    def taps(self, values: dict[str, Value]) -> tuple[str, str]:
+        """Append the taps and the nonzero inputs of every spike-driven layer, two tensors [T*B, M].
+
+        Events are added over channels; then a product weighs every pixel with counts.fan_map, and with 1.
+        """
         op, builder = self.builder.op, self.builder
         axis = builder.constant("axes/1", [1])
         binary = g.is_binary(self.graph)
-        columns: list[str] = []
+        parts: list[str] = []
+        places: dict[str, list[int]] = {"taps": [], "nonzero": []}  # among the columns of all parts
+        width = 0
         for node in spike_driven(self.graph):
             source = node.inputs[0]
             events = values[source].tensor
@@ -211,12 +220,23 @@ class Emitter:
                 events = self.full(events, f"{node.name}/events")
             if isinstance(node, g.Conv):
                 fan = fan_map(node, self.graph[source].shape).reshape(-1, 1).astype(np.float32)
+                weights = builder.constant(f"{node.name}/fan_map", np.hstack([fan, np.ones_like(fan)]))
                 pixels = op("ReduceSum", [events, axis], f"{node.name}/events_by_pixel", keepdims=0)
                 flat = op("Flatten", [pixels], f"{node.name}/events_flat", axis=1)
-                columns.append(op("MatMul", [flat, builder.constant(f"{node.name}/fan_map", fan)], f"{node.name}/taps"))
-            else:
-                columns.append(op("ReduceSum", [events, axis], f"{node.name}/taps", keepdims=1))
-        return op("Concat", columns, "taps/by_layer", axis=1)
+                parts.append(op("MatMul", [flat, weights], f"{node.name}/counted"))
+                columns = (width, width + 1)
+            else:  # every nonzero input is one tap
+                parts.append(op("ReduceSum", [events, axis], f"{node.name}/counted", keepdims=1))
+                columns = (width, width)
+            width = columns[-1] + 1
+            for order, column in zip(places.values(), columns, strict=True):
+                order.append(column)
+        counted = op("Concat", parts, "taps/counted", axis=1)
+        taps, nonzero = (
+            op("Gather", [counted, builder.constant(f"{name}/order", order)], f"{name}/by_layer", axis=1)
+            for name, order in places.items()
+        )
+        return taps, nonzero
 
 
 def charge(builder: Builder, node: g.LIF, current: str, v: str, step: str) -> str:

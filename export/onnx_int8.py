@@ -37,8 +37,8 @@ def build_int8(
 ) -> onnx.ModelProto:
     """A checked ONNX model of the twin that `scales` give of a Graph. Inputs, outputs, forms: onnx_graph.build_model.
 
-    logits are the twin's integers divided by the readout's scale, in float32. spike_rates and taps count the twin's
-    spikes in the layers of the Graph. Metadata has also `scales`, from which the checkpoint gives the twin again.
+    logits are the twin's integers divided by the readout's scale, in float32. spike_rates, taps and nonzero count the
+    twin's spikes in the layers of the Graph. Metadata has also `scales`, which make the twin again of the checkpoint.
     """
     check(graph, labels)
     about = metadata(graph, labels=labels, checkpoint_sha256=checkpoint_sha256, precision="int8", form=form)
@@ -63,6 +63,7 @@ def write(builder: Builder, twin: g.Graph, scales: Scales) -> Outputs:
         "logits": (builder.op("Div", [logits, scale], "logits/unscaled"), graph.output.shape),
         "spike_rates": (counter.spike_rates(), (len(graph.lif_layers),)),
         "taps": (counter.taps(), (len(spike_driven(graph)),)),
+        "nonzero": (counter.nonzero(), (len(spike_driven(graph)),)),
     }
 
 

@@ -96,6 +96,7 @@ def metadata(
         "precision": precision,
         "form": form,
         "lif_layers": [node.name for node in graph.lif_layers],
+        "lif_shapes": [list(node.shape) for node in graph.lif_layers],
         "synapses": [
             {"name": node.name, "kind": "ac" if binary[node.inputs[0]] else "mac", "sops_per_tap": sops_per_tap(node)}
             for node in spike_driven(graph)

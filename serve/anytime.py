@@ -34,6 +34,8 @@ class Trace:
     """[t, L]."""
     taps: np.ndarray
     """[t, M]."""
+    nonzero: np.ndarray
+    """[t, M]."""
 
 
 class StepModel:
@@ -89,11 +91,11 @@ class _Image:
     exit: Exit
     limit: int
     outputs: list[tuple[np.ndarray, ...]] = field(default_factory=list)
-    """Of each step so far: logits [K], spike_rates [L], taps [M]."""
+    """Of each step so far: logits [K], spike_rates [L], taps [M], nonzero [M]."""
 
     def trace(self) -> Trace:
-        logits, spike_rates, taps = (np.stack(rows) for rows in zip(*self.outputs, strict=True))
-        return Trace(logits=logits, spike_rates=spike_rates, taps=taps)
+        logits, spike_rates, taps, nonzero = (np.stack(rows) for rows in zip(*self.outputs, strict=True))
+        return Trace(logits=logits, spike_rates=spike_rates, taps=taps, nonzero=nonzero)
 
 
 class Crowd:
@@ -191,8 +193,11 @@ class AllSteps:
 
     def run(self, images: np.ndarray) -> list[Trace]:
         """Run images [B, C, H, W], all T steps; traces in order."""
-        logits, spike_rates, taps = self._session.run(OUTPUTS, {"image": images})
-        return [Trace(logits=logits[:, b], spike_rates=spike_rates[:, b], taps=taps[:, b]) for b in range(len(images))]
+        outputs = self._session.run(OUTPUTS, {"image": images})
+        return [
+            Trace(**{name: value[:, b] for name, value in zip(OUTPUTS, outputs, strict=True)})
+            for b in range(len(images))
+        ]
 
 
 class OneRun:

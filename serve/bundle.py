@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
+from serve.energy_record import EnergyRecord, Joules, Record
 from serve.exits import Exit, Rule
 
 
-FORMAT = 2
+FORMAT = 3
 NAME = "bundle.json"
 WRITE_AGAIN = "write the bundle again: python -m export.bundle CKPT"
 COPY_AGAIN = f"copy the whole folder again, or {WRITE_AGAIN}"
@@ -26,7 +27,6 @@ MAKE_ONE = (
     "its folder, a folder of several, or bentoml:TAG"
 )
 
-Joules = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Steps = Annotated[float, Field(ge=1)]
 Precision = Literal["fp32", "fp16", "int8"]
@@ -35,12 +35,6 @@ Form = Literal["unrolled", "step"]
 
 class BundleError(ValueError):
     """A bundle that cannot be served; the message names the file, what is wrong and what to do."""
-
-
-class Record(BaseModel):
-    """A part of bundle.json: frozen, every number finite; keys that this server does not know are ignored."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
 
 class InputRecord(Record):
@@ -76,18 +70,6 @@ class SynapseRecord(Record):
     name: str
     kind: Literal["ac", "mac"]
     sops_per_tap: NonNegativeInt
-
-
-class EnergyRecord(Record):
-    """Joules per operation of the named chip, how operations are counted, and the counts that no image changes."""
-
-    chip: str
-    convention: str | None = None
-    ac_J: Joules
-    mac_J: Joules
-    static_macs: NonNegativeInt
-    ann_macs: NonNegativeInt
-    ann_energy_J: Joules
 
 
 class MetricsRecord(Record):
@@ -130,6 +112,8 @@ class ExitRecord(Record):
     calibrated_on: SplitRecord | None
     """None: there were no validation images, and all T steps are run."""
     measured_on: SplitRecord
+    accuracy_by_T: tuple[Share, ...]
+    """In place t - 1, of the mean of the first t steps of every image of `measured_on`, in this precision."""
     table: tuple[ExitRow, ...]
 
     @model_validator(mode="after")
@@ -161,7 +145,7 @@ class FileRecord(Record):
 class Description(Record):
     """bundle.json."""
 
-    format: Literal[2]
+    format: Literal[3]
     name: str
     created: str
     T: PositiveInt
@@ -172,6 +156,8 @@ class Description(Record):
     """The one that is served by default."""
     exits: dict[Precision, ExitRecord]
     lif_layers: tuple[str, ...]
+    lif_shapes: tuple[tuple[PositiveInt, ...], ...]
+    """Of each LIF layer's neurons: (C, H, W), or (N,)."""
     synapses: tuple[SynapseRecord, ...]
     energy: EnergyRecord
     metrics: MetricsRecord
@@ -186,6 +172,25 @@ class Description(Record):
             raise ValueError(f"precision {self.precision} has no entry under 'models'")
         if self.models.keys() != self.exits.keys():
             raise ValueError(f"'models' are {', '.join(self.models)}, but 'exits' are {', '.join(self.exits)}")
+        return self
+
+    @model_validator(mode="after")
+    def _an_accuracy_for_each_step(self) -> Self:
+        for precision, record in self.exits.items():
+            if len(record.accuracy_by_T) != self.T:
+                raise ValueError(f"exits.{precision}.accuracy_by_T has {len(record.accuracy_by_T)} values for T={self.T}")
+        return self
+
+    @model_validator(mode="after")
+    def _one_shape_each(self) -> Self:
+        if len(self.lif_shapes) != len(self.lif_layers):
+            raise ValueError(f"{len(self.lif_shapes)} 'lif_shapes' for {len(self.lif_layers)} 'lif_layers'")
+        return self
+
+    @model_validator(mode="after")
+    def _energy_is_of_this_network(self) -> Self:
+        if why := self.energy.misfit(synapses=len(self.synapses), lif_layers=len(self.lif_layers)):
+            raise ValueError(f"'energy': {why}")
         return self
 
     @model_validator(mode="after")

@@ -15,7 +15,7 @@ import onnxruntime as ort
 from serve.session import CPU, TENSORRT
 
 
-OUTPUTS = ("logits", "spike_rates", "taps")
+OUTPUTS = ("logits", "spike_rates", "taps", "nonzero")
 KEPT = 8  # rows of starting values that are kept ready, for each state
 _ELEMENT_TYPES = {"float32": 1, "float64": 11}  # of onnx.TensorProto
 

@@ -40,6 +40,10 @@ class Prediction:
     """[t, K]: the output of each of the t steps that were run, alone."""
     spike_rates: np.ndarray
     """[t, L]: spikes per neuron, in [0, 1]."""
+    taps: np.ndarray
+    """[t, M] int64: pairs of a nonzero input and a kernel position inside the output map."""
+    nonzero: np.ndarray
+    """[t, M] int64: input values that are not zero."""
     sops: int
     """Synaptic operations that only add, over the steps that were run."""
     macs: int
@@ -72,7 +76,7 @@ def operations(taps: np.ndarray, about: Description) -> tuple[np.ndarray, np.nda
     """
     per_tap = np.array([synapse.sops_per_tap for synapse in about.synapses], np.int64)
     adds = np.array([synapse.kind == "ac" for synapse in about.synapses], bool)
-    counts = np.rint(taps).astype(np.int64).sum(axis=0) * per_tap
+    counts = _integers(taps).sum(axis=0) * per_tap
     return counts[:, adds].sum(axis=1), counts[:, ~adds].sum(axis=1) + about.energy.static_macs
 
 
@@ -86,28 +90,29 @@ class Settings:
     exit: Exit
 
 
-def settings(about: Description, *, provider: Provider | None = None) -> Settings:
+def settings(about: Description, *, provider: Provider | None = None, precision: Precision | None = None) -> Settings:
     """Hold the environment against a bundle and the machine; opens nothing. Raises ValueError for what cannot be.
 
-    Without TSERVE_PRECISION, the CPU takes the bundle's default; a CUDA device, which has no fast path for our integer
-    networks, takes fp16 if the bundle has it, else fp32.
+    Where neither `precision` nor TSERVE_PRECISION names one, the CPU takes the bundle's default; a CUDA device, which
+    has no fast path for our integer networks, takes fp16 if the bundle has it, else fp32.
     """
     threads()
     device = resolve(provider)
-    precision: Precision = about.precision
+    chosen: Precision = about.precision
     if device != "cpu":
-        precision = next((p for p in ("fp16", "fp32") if p in about.models), precision)
-    if wanted := os.environ.get(ENV_PRECISION):
+        chosen = next((p for p in ("fp16", "fp32") if p in about.models), chosen)
+    if wanted := precision or os.environ.get(ENV_PRECISION):
         if wanted not in about.models:
-            raise ValueError(f"{ENV_PRECISION}: this bundle has {', '.join(about.models)}, not {wanted!r}")
-        precision = next(p for p in about.models if p == wanted)
-    exit = about.exits[precision].exit
+            asked = "precision" if precision else ENV_PRECISION
+            raise ValueError(f"{asked}: this bundle has {', '.join(about.models)}, not {wanted!r}")
+        chosen = next(p for p in about.models if p == wanted)
+    exit = about.exits[chosen].exit
     if text := os.environ.get(ENV_THRESHOLD):
         try:
             exit = replace(exit, threshold=checked_threshold(float(text)))
         except ValueError:
             raise ValueError(f"{ENV_THRESHOLD} must be a number in [0, 1], 1 for all steps, got {text!r}") from None
-    return Settings(device=device, precision=precision, exit=exit)
+    return Settings(device=device, precision=chosen, exit=exit)
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,19 +132,21 @@ class Whole:
 class Predictor:
     """A verified bundle in two onnxruntime sessions, the unrolled form and the step form."""
 
-    def __init__(self, source: Path | str | Bundle, *, provider: Provider | None = None) -> None:
-        """Read, verify, load and try out the bundle in a folder, or one that was read; `provider` by default as
-        TSERVE_PROVIDER says.
+    def __init__(
+        self, source: Path | str | Bundle, *, provider: Provider | None = None, precision: Precision | None = None
+    ) -> None:
+        """Read, verify, load and try out the bundle in a folder, or one that was read; `provider` and `precision` by
+        default as `settings` says.
 
         Raises BundleError, and ValueError for a setting or a provider that cannot be.
         """
         self.bundle: Bundle = source if isinstance(source, Bundle) else read(source)
         self.about: Description = self.bundle.about
-        chosen = settings(self.about, provider=provider)
+        chosen = settings(self.about, provider=provider, precision=precision)
         unrolled = self._open(chosen, "unrolled", provider)
         if provider_of(unrolled) == CPU and chosen.device != "cpu":  # `auto` gave the device up, and said so
             provider = "cpu"
-            chosen = settings(self.about, provider=provider)
+            chosen = settings(self.about, provider=provider, precision=precision)
             unrolled = self._open(chosen, "unrolled", provider)
         self.provider: str = provider_of(unrolled)
         self.precision: Precision = chosen.precision
@@ -209,6 +216,7 @@ class Predictor:
             "precision": chosen.precision,
             "T": about.T,
             "lif_layers": list(about.lif_layers),
+            "lif_shapes": [list(shape) for shape in about.lif_shapes],
             "checkpoint_sha256": about.checkpoint_sha256,
         }
         for key, value in expected.items():
@@ -229,7 +237,8 @@ class Predictor:
             "unrolled": lambda: self.whole.steps.run(blank),
             "step": lambda: self.steps.run(blank, Exit("confidence", 1.0), few),
         }
-        sizes = {"logits": len(about.labels), "spike_rates": len(about.lif_layers), "taps": len(about.synapses)}
+        layers = len(about.synapses)
+        sizes = {"logits": len(about.labels), "spike_rates": len(about.lif_layers), "taps": layers, "nonzero": layers}
         for form, run in runs.items():
             file = self.bundle.model_file(self.precision, form)
             try:
@@ -248,11 +257,18 @@ def _prediction(about: Description, trace: Trace, latency_s: float) -> Predictio
     return Prediction(
         logits=trace.logits,
         spike_rates=trace.spike_rates,
+        taps=_integers(trace.taps),
+        nonzero=_integers(trace.nonzero),
         sops=adds,
         macs=macs,
         energy_J=adds * about.energy.ac_J + macs * about.energy.mac_J,
         latency_s=latency_s,
     )
+
+
+def _integers(counted: np.ndarray) -> np.ndarray:
+    """Counts, which a model gives in float32, as int64."""
+    return np.rint(counted).astype(np.int64)
 
 
 def _misfit(file: Path, why: str) -> BundleError:

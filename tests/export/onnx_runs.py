@@ -23,6 +23,7 @@ from export.prepare import prepare
 from export.scales import Scales, rebuild
 
 
+FLOATS = ("logits", "spike_rates", "taps", "nonzero")
 Feed = dict[str, np.ndarray]
 Runner = Callable[[Feed], Feed]
 
@@ -166,14 +167,17 @@ def expected(graph: g.Graph, values: dict[str, np.ndarray], logits: np.ndarray, 
     last: spikes of maps with channels last and one axis for rows and columns, as int8 models have them.
     """
     rates = [values[lif.name].reshape(*logits.shape[:2], -1).mean(axis=2) for lif in graph.lif_layers]
-    hands = [taps_by_hand(graph, values, node) for node in spike_driven(graph)]
+    layers = spike_driven(graph)
+    hands = [taps_by_hand(graph, values, node) for node in layers]
+    inputs = [np.count_nonzero(values[node.inputs[0]].reshape(*logits.shape[:2], -1), axis=2) for node in layers]
     spikes = {}
     for lif in graph.lif_layers:
         value = values[lif.name]
         if last and len(lif.shape) > 1:
             value = np.moveaxis(value.reshape(*value.shape[:3], -1), 2, -1)
         spikes[spikes_tensor(lif.name)] = value
-    return {"logits": logits, "spike_rates": np.stack(rates, -1), "taps": np.stack(hands, -1), **spikes}
+    counts = {"taps": np.stack(hands, -1), "nonzero": np.stack(inputs, -1)}
+    return {"logits": logits, "spike_rates": np.stack(rates, -1), **counts, **spikes}
 
 
 def twin_of(graph: g.Graph) -> tuple[g.Graph, Scales]:
@@ -224,7 +228,7 @@ def assert_same(got: Feed, want: Feed, *, spikes: type = np.float32) -> None:
     """Every output equal to the last bit, in the type that was promised."""
     assert got.keys() == want.keys()
     for name, value in want.items():
-        assert got[name].dtype == (np.float32 if name in ("logits", "spike_rates", "taps") else spikes), name
+        assert got[name].dtype == (np.float32 if name in FLOATS else spikes), name
         assert got[name].shape == value.shape, name
         np.testing.assert_array_equal(got[name], value.astype(got[name].dtype), err_msg=name)
 

@@ -15,10 +15,12 @@ from live_networks import write_checkpoint
 
 from export import bundle as command
 from export import card, energy
+from export.conventions_origin import origin_of
 from export.images import RealImages, real_images
 from export.lower import lower
 from hardware import chip
 from serve.anytime import StepModel
+from serve.energy import accounts
 from serve.exits import Exit
 from serve.images import decode
 from serve.predictor import Predictor
@@ -139,12 +141,13 @@ def test_with_the_threshold_at_1_the_steps_give_exactly_the_unrolled_models_logi
     forms = read(bundle, "bundle")["models"][precision]
     images = digits.images[:50]
     session = open_session(bundle / forms["unrolled"], provider="cpu")
-    logits, rates, taps = session.run(["logits", "spike_rates", "taps"], {"image": images})
+    logits, rates, taps, nonzero = session.run(["logits", "spike_rates", "taps", "nonzero"], {"image": images})
     traces = StepModel(open_session(bundle / forms["step"], provider="cpu")).run(images, Exit("confidence", 1.0))
     for n, trace in enumerate(traces):
         np.testing.assert_array_equal(trace.logits, logits[:, n])
         np.testing.assert_array_equal(trace.spike_rates, rates[:, n])
         np.testing.assert_array_equal(trace.taps, taps[:, n])
+        np.testing.assert_array_equal(trace.nonzero, nonzero[:, n])
 
 
 def test_the_exit_table_stands_in_every_model_too(bundle: Path) -> None:
@@ -177,12 +180,23 @@ def test_the_gallery_is_the_test_images_pixel_by_pixel_with_their_labels(
 
 def test_energy_of_an_image_at_the_server_is_the_counted_one(bundle: Path, student: Path, digits: RealImages) -> None:
     """In floats, as the Graph is counted; tests of the int8 model count its own spikes."""
-    graph, prices = lower(Checkpoint.load(student)), chip.load("cmos45nm")
-    for i, answer in enumerate(serving(bundle, "fp32").predict(digits.images[:5], exit_threshold=1.0)):
-        counted = energy.report(graph, digits.images[i : i + 1], named={}, chip=prices)["per_image"]
-        assert (answer.sops, answer.macs) == (counted["acs"], counted["macs"])
+    checkpoint, prices = Checkpoint.load(student), chip.load("cmos45nm")
+    graph = lower(checkpoint)
+    origin, predictor = origin_of(checkpoint.network(), graph), serving(bundle, "fp32")
+    for i, answer in enumerate(predictor.predict(digits.images[:5], exit_threshold=1.0)):
+        counted = energy.report(graph, digits.images[i : i + 1], named={}, chip=prices, origin=origin)
+        total = counted["per_image"]
+        assert (answer.sops, answer.macs) == (total["acs"], total["macs"])
         assert answer.sops > 0
-        assert answer.energy_J == pytest.approx(counted["energy_J"], rel=1e-12)
+        assert answer.energy_J == pytest.approx(total["energy_J"], rel=1e-12)
+        found = accounts(predictor.about, taps=answer.taps, nonzero=answer.nonzero, spike_rates=answer.spike_rates)
+        for account, entry in zip(found, counted["conventions"], strict=True):
+            assert (account.convention, account.unavailable) == (entry["name"], None)
+            assert account.energy_J == pytest.approx(entry["per_image"]["energy_J"], rel=1e-12)
+            assert account.ann_energy_J == pytest.approx(entry["per_image"]["ann"]["energy_J"], rel=1e-12)
+            for layer, wanted in zip(account.layers, entry["layers"], strict=True):
+                assert layer.energy_J == pytest.approx(wanted["energy_J"], rel=1e-12)
+        assert found[2].energy_J == answer.energy_J
 
 
 def test_the_card_and_the_summary_are_drawn_from_the_json_files(
@@ -193,7 +207,14 @@ def test_the_card_and_the_summary_are_drawn_from_the_json_files(
     assert table in (bundle / "card.md").read_text()
     assert card.percent(read(bundle, "evaluate")["accuracy"]) in table
     kept = json.loads((tmp_path / "figures.json").read_text())
-    assert kept["energy"] == read(bundle, "energy")
+    counted = read(bundle, "energy")
+    for entry in counted["conventions"]:
+        total = entry["per_image"]
+        both = f"{energy.joules(total['energy_J'])}, ANN {energy.joules(total['ann']['energy_J'])}"
+        assert f"by {entry['name']} | {both}, ratio {total['ratio']:.3f}" in table
+        assert entry["verdict"] in (bundle / "card.md").read_text()
+        del entry["charges"]  # of use to the server alone
+    assert kept["energy"] == counted
     assert "files" not in kept["bundle"]
 
 

@@ -70,6 +70,9 @@ def test_sops_are_what_convolving_events_with_ones_gives(
         assert got.dense_macs == full.sum()
         expected = by_output.reshape(*by_output.shape[:2], -1).sum(2) if len(x) == graph.T else np.zeros((3, 3))
         np.testing.assert_array_equal(got.sops, expected)
+        np.testing.assert_array_equal(got.taps * sops_per_tap(node), expected)
+        present = np.count_nonzero(x.reshape(*x.shape[:2], -1), axis=2) if len(x) == graph.T else np.zeros((3, 3))
+        np.testing.assert_array_equal(got.nonzero, present)
         assert got.static == (node.name == "stem.conv")
         graded = {"stem.conv", "spikes.conv", "avg.conv"} | ({"classifier"} if mean else set())
         assert got.binary == (node.name not in graded)
@@ -85,6 +88,7 @@ def test_counts_do_not_depend_on_the_batch_size(batch_size: int) -> None:
     for a, b in zip(whole.synapses, parts.synapses, strict=True):
         np.testing.assert_array_equal(a.sops, b.sops)
         np.testing.assert_array_equal(a.nonzero, b.nonzero)
+        np.testing.assert_array_equal(a.taps, b.taps)
 
 
 def test_unpriced_work_is_what_the_shapes_say() -> None:
@@ -126,16 +130,18 @@ def test_no_images_are_refused() -> None:
         count(every_node(), np.zeros((0, 2, 10, 8), np.float32))
 
 
-def test_onnx_taps_times_sops_per_tap_are_the_counted_sops() -> None:
+def test_onnx_taps_and_nonzero_inputs_are_the_counted_ones() -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     graph = every_node()
     images = dyadic_images(graph, batch=3)
     model = build_model(graph, labels="abcde", checkpoint_sha256="")
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    (taps,) = session.run(["taps"], {"image": images})
+    taps, nonzero = session.run(["taps", "nonzero"], {"image": images})
     spiking = [layer for layer in count(graph, images).synapses if not layer.static]
     for m, layer_counts in enumerate(spiking):
+        np.testing.assert_array_equal(taps[..., m], layer_counts.taps)
         np.testing.assert_array_equal(taps[..., m] * sops_per_tap(graph[layer_counts.name]), layer_counts.sops)
+        np.testing.assert_array_equal(nonzero[..., m], layer_counts.nonzero)
 
 
 def plain_graph(T: int) -> g.Graph:

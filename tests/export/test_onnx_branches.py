@@ -37,7 +37,7 @@ from export.onnx_model import metadata
 
 
 CHIP = st.builds(replace, recipes(), neuron=st.sampled_from([*NEURONS, (1.5, False), (4 / 3, True), (1.0, True)]))
-OUTPUTS = ("logits", "spike_rates", "taps")
+OUTPUTS = ("logits", "spike_rates", "taps", "nonzero")
 KINDS = {
     "float32 membranes": a_recipe("projected", "sew", "avg", head="mean"),
     "float64 membranes": a_recipe("nested", "max", neuron=(3.0, True), head="dense_residual"),

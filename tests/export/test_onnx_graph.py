@@ -217,6 +217,7 @@ def test_metadata_says_what_the_model_is() -> None:
         "precision": "fp32",
         "form": "unrolled",
         "lif_layers": [node.name for node in graph.lif_layers],
+        "lif_shapes": [[4, 10, 8], [4, 10, 8], [6, 5, 7], [6, 5, 7], [4, 5, 7], [4, 2, 7]],
         "synapses": [
             {"name": "hold.conv", "kind": "ac", "sops_per_tap": 4},
             {"name": "block.conv1", "kind": "ac", "sops_per_tap": 3},
@@ -240,7 +241,7 @@ def test_outputs_and_layers_have_shapes_and_readable_names() -> None:
     assert shapes["image"] == ["B", 2, 10, 8]
     assert shapes["logits"] == [3, "B", 5]
     assert shapes["spike_rates"] == [3, "B", 6]
-    assert shapes["taps"] == [3, "B", 6]
+    assert shapes["taps"] == shapes["nonzero"] == [3, "B", 6]
     assert shapes["stem.conv/out"] == ["B", 4, 10, 8], "the first convolution is computed once"
     assert shapes["stem.lif/out"] == ["T*B", 4, 10, 8]
     names = [node.name for node in model.graph.node]

@@ -28,7 +28,7 @@ FORMS = ("unrolled", "step")
 KINDS = [(precision, form) for precision in PRECISIONS for form in FORMS]
 NAMED: dict[str, Any] = {"labels": tuple("abc"), "checkpoint_sha256": "0" * 64}
 TEN: dict[str, Any] = {"labels": tuple("0123456789"), "checkpoint_sha256": "0" * 64}
-SHARED = ("logits/", "spike_rates/", "taps/", "counts/", "places/")
+SHARED = ("logits/", "spike_rates/", "taps/", "nonzero/", "counts/", "places/")
 GRAPHS = {
     "max": build(a_recipe("projected", "max", "strided", side=(8, 8))),
     "avg": build(a_recipe("sew", "avg", "nested", neuron=(3.0, True), head="dense_residual")),
@@ -145,7 +145,8 @@ def test_two_builds_are_the_same_bytes(precision: Any, form: Form) -> None:
 @pytest.mark.parametrize(("precision", "form"), KINDS)
 def test_it_says_what_it_is(precision: Any, form: Form) -> None:
     known = about(model_of("avg", precision, form))
-    common = {"format", "T", "labels", "precision", "form", "lif_layers", "synapses", "checkpoint_sha256"}
+    common = {"format", "T", "labels", "precision", "form", "lif_layers", "lif_shapes", "synapses"}
+    common |= {"checkpoint_sha256"}
     own = {"scales", "layout"} if precision == "int8" else set()
     own |= {"carried", "states"} if form == "step" else set()
     assert known.keys() == common | own
@@ -178,7 +179,7 @@ def test_half_precision_is_of_synapses_that_read_spikes_alone(form: Form) -> Non
         membranes = [value for tensor, value in tensors.items() if tensor.endswith(("/h", "/v", "/v_next"))]
         assert len(membranes) >= len(graph.lif_layers)
         assert set(membranes) == {TensorProto.FLOAT}
-        assert {tensors[name] for name in ("logits", "spike_rates", "taps")} == {TensorProto.FLOAT}
+        assert {tensors[name] for name in ("logits", "spike_rates", "taps", "nonzero")} == {TensorProto.FLOAT}
 
 
 @pytest.fixture(scope="module")

@@ -168,7 +168,7 @@ def test_a_step_of_no_images_gives_nothing_in_the_right_shapes(kind: str) -> Non
     outputs = in_onnxruntime(model)({"image": none, **first(known, 0)})
     assert outputs["logits"].shape == (0, len(known["labels"]))
     assert outputs["spike_rates"].shape == (0, len(known["lif_layers"]))
-    assert outputs["taps"].shape == (0, len(known["synapses"]))
+    assert outputs["taps"].shape == outputs["nonzero"].shape == (0, len(known["synapses"]))
     for one in (*known["carried"], *known["states"]):
         assert outputs[one["output"]].shape == (0, *one["shape"])
 
@@ -186,7 +186,7 @@ def test_the_metadata_lists_exactly_the_tensors_that_go_in_and_out(kind: str) ->
         )
         for value in (*model.graph.input, *model.graph.output)
     }
-    inputs, outputs = {"image"}, {"logits", "spike_rates", "taps"}
+    inputs, outputs = {"image"}, {"logits", "spike_rates", "taps", "nonzero"}
     outputs |= {value.name for value in model.graph.output if value.name.endswith("/out")}  # spikes, for the tests
     for one, batch in [*((c, "C") for c in known["carried"]), *((s, "B") for s in known["states"])]:
         assert tensors[one["input"]] == (types[one["type"]], (batch, *one["shape"]))

@@ -39,6 +39,8 @@ class Engine:
         return Prediction(
             logits=trace.logits,
             spike_rates=trace.spike_rates,
+            taps=trace.taps,
+            nonzero=trace.nonzero,
             sops=int(trace.taps.sum()),
             macs=0,
             energy_J=0.0,

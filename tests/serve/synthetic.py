@@ -19,11 +19,13 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
+from synthetic_energy import energy
 
 
 T, LABELS, SIZE = 3, ("disc", "ring", "cross", "bars"), 8
 CHANNELS, FEATURES = (4, 6), 6 * 4 * 4
 LIF_LAYERS = ["features.0.lif", "features.1.lif"]
+LIF_SHAPES = [[CHANNELS[0], SIZE, SIZE], [CHANNELS[1], SIZE, SIZE]]
 SYNAPSES = [
     {"name": "features.1.conv", "kind": "ac", "sops_per_tap": CHANNELS[1]},
     {"name": "classifier", "kind": "mac", "sops_per_tap": len(LABELS)},
@@ -31,7 +33,7 @@ SYNAPSES = [
 CHECKPOINT = "0" * 64
 START = 0.5  # of lif2
 THRESHOLD = 0.66
-OUTPUTS = {"logits": len(LABELS), "spike_rates": 2, "taps": 2}
+OUTPUTS = {"logits": len(LABELS), "spike_rates": 2, "taps": 2, "nonzero": 2}
 CARRIED = [{"input": "current", "output": "current/next", "shape": [4, SIZE, SIZE], "type": "float32"}]
 STATES = [
     {"input": "v1", "output": "v1/next", "shape": [4, SIZE, SIZE], "type": "float32", "start": 0.0},
@@ -50,6 +52,8 @@ class Writer:
             return (np.round(16 * rng.normal(mean, std, shape)) / 16).astype(np.float32)
 
         self.nodes: list[onnx.NodeProto] = []
+        self.spikes: list[tuple[str, str]] = []
+        """Of both layers, step by step."""
         self.constants = {
             "mean": np.float32(0.5),
             "std": np.float32(0.25),
@@ -92,14 +96,17 @@ class Writer:
         """One time step: its outputs, and both membranes after it."""
         v1, s1 = self.lif(v1, static, "float32")
         v2, s2 = self.lif(v2, self.add("Conv", s1, "w2", pads=[1] * 4), "float64")
+        self.spikes.append((s1, s2))
         pooled = self.add("Reshape", self.add("AveragePool", s2, kernel_shape=[2, 2], strides=[2, 2]), "flat")
         rates = [self.add("ReduceMean", s, "all", keepdims=0) for s in (s1, s2)]
         conv_taps = self.add("ReduceSum", self.add("Conv", s1, "window", pads=[1] * 4), "all", keepdims=0)
         active = self.add("Cast", self.add("Greater", pooled, "zero"), to=TensorProto.FLOAT)
         taps = [conv_taps, self.add("ReduceSum", active, "features", keepdims=0)]
-        columns = [[self.add("Reshape", x, "flat_column") for x in pair] for pair in (rates, taps)]
-        rates_, taps_ = (self.add("Concat", *pair, axis=1) for pair in columns)
-        return {"logits": self.add("MatMul", pooled, "w3"), "spike_rates": rates_, "taps": taps_}, v1, v2
+        nonzero = [self.add("ReduceSum", s1, "all", keepdims=0), taps[1]]
+        columns = [[self.add("Reshape", x, "flat_column") for x in pair] for pair in (rates, taps, nonzero)]
+        counted = (self.add("Concat", *pair, axis=1) for pair in columns)
+        outputs = {"logits": self.add("MatMul", pooled, "w3")}
+        return outputs | dict(zip(("spike_rates", "taps", "nonzero"), counted, strict=True)), v1, v2
 
     def model(self, inputs: list, outputs: list, metadata: dict[str, Any]) -> onnx.ModelProto:
         """All of it as a checked model."""
@@ -117,21 +124,24 @@ def tensor(name: str, shape: Sequence[int | str], kind: str = "float32") -> onnx
     return helper.make_tensor_value_info(name, ELEMENT[kind], shape)
 
 
-def metadata(form: str, *, steps: int, precision: str) -> dict[str, Any]:
+def metadata(form: str, *, steps: int, precision: str, labels: Sequence[str]) -> dict[str, Any]:
     """What both forms say of themselves."""
     return {
-        "format": 2,
+        "format": 3,
         "T": steps,
-        "labels": list(LABELS),
+        "labels": list(labels),
         "precision": precision,
         "form": form,
         "lif_layers": LIF_LAYERS,
+        "lif_shapes": LIF_SHAPES,
         "synapses": SYNAPSES,
         "checkpoint_sha256": CHECKPOINT,
     }
 
 
-def build_model(*, steps: int = T, precision: str = "fp32", seed: int = 7) -> onnx.ModelProto:
+def build_model(
+    *, steps: int = T, precision: str = "fp32", seed: int = 7, labels: Sequence[str] = LABELS
+) -> onnx.ModelProto:
     """The network, unrolled over its steps by hand."""
     write = Writer(seed)
     static, v1, v2 = write.conv1(), None, "start"
@@ -141,14 +151,18 @@ def build_model(*, steps: int = T, precision: str = "fp32", seed: int = 7) -> on
         by_step.append(outputs)
     for name in OUTPUTS:
         write.add("Concat", *(write.add("Unsqueeze", o[name], "step_axis") for o in by_step), output=name, axis=0)
+    for layer, parts in zip(LIF_LAYERS, zip(*write.spikes, strict=True), strict=True):
+        write.add("Concat", *parts, output=f"{layer}/out", axis=0)
     return write.model(
         [tensor("image", ["B", 1, SIZE, SIZE])],
         [tensor(name, [steps, "B", size]) for name, size in OUTPUTS.items()],
-        metadata("unrolled", steps=steps, precision=precision),
+        metadata("unrolled", steps=steps, precision=precision, labels=labels),
     )
 
 
-def build_step(*, steps: int = T, precision: str = "fp32", seed: int = 7) -> onnx.ModelProto:
+def build_step(
+    *, steps: int = T, precision: str = "fp32", seed: int = 7, labels: Sequence[str] = LABELS
+) -> onnx.ModelProto:
     """The same network, one step of it, with its states going in and out."""
     write = Writer(seed)
     static = write.add("Concat", "current", write.conv1(), axis=0)
@@ -165,7 +179,7 @@ def build_step(*, steps: int = T, precision: str = "fp32", seed: int = 7) -> onn
             *(tensor(name, ["B", size]) for name, size in OUTPUTS.items()),
             *(tensor(kept["output"], ["B", *kept["shape"]], kept["type"]) for kept in CARRIED + STATES),
         ],
-        metadata("step", steps=steps, precision=precision) | {"carried": CARRIED, "states": STATES},
+        metadata("step", steps=steps, precision=precision, labels=labels) | {"carried": CARRIED, "states": STATES},
     )
 
 
@@ -209,38 +223,33 @@ def exits(threshold: float) -> dict:
         "tolerance": 0.01,
         "calibrated_on": {"dataset": "shapes", "split": "validation", "images": 100},
         "measured_on": {"dataset": "shapes", "split": "test", "images": 100},
+        "accuracy_by_T": [0.7, 0.85, 0.9],
         "table": [{"threshold": value, **row} for value in sorted({0.5, threshold, 1.0})],
     }
 
 
-def description(folder: Path, precisions: Sequence[str], threshold: float) -> dict:
+def description(folder: Path, precisions: Sequence[str], threshold: float, labels: Sequence[str] = LABELS) -> dict:
     """bundle.json for the files that lie in `folder`; the first precision is the default."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "bundle.json"]
     samples = [path for path in files if path.parent.name == "samples"]
     return {
-        "format": 2,
+        "format": 3,
         "name": "shapes-synthetic-T3",
         "created": "2026-11-20T12:00:00Z",
         "T": T,
-        "labels": list(LABELS),
+        "labels": list(labels),
         "input": {"channels": 1, "height": SIZE, "width": SIZE},
         "models": {p: {"unrolled": model_name(p), "step": step_name(p)} for p in precisions},
         "precision": precisions[0],
         "exits": dict.fromkeys(precisions, exits(threshold)),
         "lif_layers": LIF_LAYERS,
+        "lif_shapes": LIF_SHAPES,
         "synapses": SYNAPSES,
-        "energy": {
-            "chip": "cmos45nm",
-            "ac_J": 9e-13,
-            "mac_J": 4.6e-12,
-            "static_macs": SIZE * SIZE * 9 * 4,
-            "ann_macs": SIZE * SIZE * 9 * (4 + 4 * 6) + FEATURES * len(LABELS),
-            "ann_energy_J": (SIZE * SIZE * 9 * (4 + 4 * 6) + FEATURES * len(LABELS)) * 4.6e-12,
-        },
+        "energy": energy(),
         "metrics": {"accuracy": 0.9, "teacher_accuracy": 0.95, "accuracy_by_T": [0.7, 0.85, 0.9]},
         "dataset": "shapes",
         "samples": [
-            {"file": path.relative_to(folder).as_posix(), "label": LABELS[i % len(LABELS)]}
+            {"file": path.relative_to(folder).as_posix(), "label": labels[i % len(labels)]}
             for i, path in enumerate(samples)
         ],
         "checkpoint_sha256": CHECKPOINT,
@@ -255,20 +264,33 @@ def description(folder: Path, precisions: Sequence[str], threshold: float) -> di
 
 
 def write_bundle(
-    folder: Path, *, samples: int = 8, precisions: Sequence[str] = ("fp32",), threshold: float = THRESHOLD
+    folder: Path,
+    *,
+    samples: int = 8,
+    precisions: Sequence[str] = ("fp32",),
+    threshold: float = THRESHOLD,
+    labels: Sequence[str] = LABELS,
 ) -> Path:
-    """Write the bundle into `folder` and give the folder back. A precision but fp32 is a name and other weights."""
+    """Write the bundle into `folder` and give the folder back. A precision but fp32 is a name and other weights.
+
+    `labels` are four; with four digits, the page of the bundle has a sheet to draw on.
+    """
     (folder / "samples").mkdir(parents=True)
     for precision in precisions:
         seed = 7 + ("fp32", "fp16", "int8").index(precision)
-        onnx.save(build_model(precision=precision, seed=seed), folder / model_name(precision))
-        onnx.save(build_step(precision=precision, seed=seed), folder / step_name(precision))
+        onnx.save(build_model(precision=precision, seed=seed, labels=labels), folder / model_name(precision))
+        onnx.save(build_step(precision=precision, seed=seed, labels=labels), folder / step_name(precision))
     for i in range(samples):
         (folder / "samples" / f"{i:03}.png").write_bytes(png(draw(i)))
-    describe(folder, precisions, threshold)
+    describe(folder, precisions, threshold, labels)
     return folder
 
 
-def describe(folder: Path, precisions: Sequence[str] = ("fp32",), threshold: float = THRESHOLD) -> None:
+def describe(
+    folder: Path,
+    precisions: Sequence[str] = ("fp32",),
+    threshold: float = THRESHOLD,
+    labels: Sequence[str] = LABELS,
+) -> None:
     """Write bundle.json anew, for the files that lie in `folder`."""
-    (folder / "bundle.json").write_text(json.dumps(description(folder, precisions, threshold)))
+    (folder / "bundle.json").write_text(json.dumps(description(folder, precisions, threshold, labels)))

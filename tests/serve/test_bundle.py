@@ -85,8 +85,8 @@ def test_what_is_no_description_is_refused(own_bundle: Path, text: str | bytes) 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda b: b.update(format=1), "bundle format 1, this server reads 2; write the bundle again"),
-        (lambda b: b.update(format=3), "bundle format 3, this server reads 2"),
+        (lambda b: b.update(format=1), "bundle format 1, this server reads 3; write the bundle again"),
+        (lambda b: b.update(format=4), "bundle format 4, this server reads 3"),
         (lambda b: b.pop("labels"), "labels: Field required"),
         (lambda b: b.update(T=0), "T: Input should be greater than 0"),
         (lambda b: b["input"].update(channels=2), r"input\.channels: Input should be 1 or 3"),
@@ -99,6 +99,23 @@ def test_what_is_no_description_is_refused(own_bundle: Path, text: str | bytes) 
         (lambda b: b["exits"]["fp32"].update(threshold=0.7), "threshold 0.7 is in no row of the table"),
         (lambda b: b["synapses"][1].update(kind="xor"), r"synapses\.1\.kind"),
         (lambda b: b["energy"].update(ac_J=float("nan")), r"energy\.ac_J: Input should be a finite number"),
+        (lambda b: b["lif_shapes"].pop(), "1 'lif_shapes' for 2 'lif_layers'"),
+        (
+            lambda b: b["energy"]["conventions"][2]["layers"][1].update(synapse=2),
+            "'energy': event_exact: layer 'features.1.conv' has synapse 2, there are 2",
+        ),
+        (
+            lambda b: b["energy"]["conventions"][0]["layers"][3].update(lif=None),
+            r"conventions\.0\.layers\.3: Value error, layer 'pool' is charged by the spike, but names no 'lif'",
+        ),
+        (
+            lambda b: b["energy"]["conventions"][0]["layers"][2].update(synapse=None),
+            "'features.1.conv' is charged by the tap or input, but names no 'synapse'",
+        ),
+        (
+            lambda b: b["energy"]["conventions"][1].pop("unavailable"),
+            "convention 'bn_fused' must have either 'layers' or a reason in 'unavailable'",
+        ),
         (lambda b: b["models"]["fp32"].update(step="other.onnx"), r"other\.onnx: used, but not listed"),
         (lambda b: b["samples"].append({"file": "x.png", "label": "ring"}), r"x\.png: used, but not listed"),
         (lambda b: b["files"].update({"../x": b["files"]["model.onnx"]}), r"\.\./x: file names must stay inside"),

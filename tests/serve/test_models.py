@@ -522,7 +522,7 @@ def test_a_refused_bundle_is_freed(folder: Path, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(models.Predictor, "_open", noted)
     fields = json.loads((folder / "bundle.json").read_text())
-    (folder / "bundle.json").write_text(json.dumps(fields | {"synapses": fields["synapses"][:1]}))
+    (folder / "bundle.json").write_text(json.dumps(fields | {"synapses": fields["synapses"] * 2}))
     gc.collect()
     gc.disable()
     try:

@@ -143,8 +143,12 @@ def test_wrong_arrays_are_refused(predictor: Predictor, array: np.ndarray, said:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda b: b["lif_layers"].append("x"), r"lif_layers is \['features.0.lif', .*, expected \[.*, 'x'\]"),
-        (lambda b: b.update(T=4), "T is 3, expected 4"),
+        (
+            lambda b: (b["lif_layers"].append("x"), b["lif_shapes"].append([1])),
+            r"lif_layers is \['features.0.lif', .*, expected \[.*, 'x'\]",
+        ),
+        (lambda b: b["lif_shapes"][0].reverse(), r"lif_shapes is \[\[4, 8, 8\], .*, expected \[\[8, 8, 4\]"),
+        (lambda b: (b.update(T=4), b["exits"]["fp32"]["accuracy_by_T"].append(1)), "T is 3, expected 4"),
         (lambda b: b["labels"].append("x"), "it has 4 labels, expected 5"),
         (lambda b: b.update(checkpoint_sha256="1" * 64), "checkpoint_sha256 is '0000"),
         (lambda b: b["synapses"].append(b["synapses"][0]), r"taps of an image is \[3, 2\], expected \[3, 3\] \(steps"),

@@ -25,6 +25,8 @@ def prediction() -> Prediction:
     return Prediction(
         logits=logits,
         spike_rates=np.array([[0.25, 0.5], [0.125, 1.0]], np.float32),
+        taps=np.array([[1, 2], [3, 4]]),
+        nonzero=np.array([[1, 1], [1, 1]]),
         sops=12,
         macs=34,
         energy_J=5.6e-8,

@@ -40,7 +40,7 @@ def test_the_any_time_runner_gives_what_the_cpu_gives(tmp_path: Path) -> None:
     onnx.save(build_step(), tmp_path / "step.onnx")
     model = StepModel(open_session(tmp_path / "step.onnx", provider="cuda"))
     images, exit = exact_images(20), Exit("confidence", 0.45)
-    logits, _, taps = on_cpu(images)
+    logits, _, taps, nonzero = on_cpu(images)
     steps = steps_needed(logits, exit)
     assert len(set(steps.tolist())) > 1
     crowd = model.crowd(exit.rule)
@@ -51,6 +51,7 @@ def test_the_any_time_runner_gives_what_the_cpu_gives(tmp_path: Path) -> None:
     for b in range(20):
         np.testing.assert_allclose(traces[b].logits, logits[: steps[b], b], rtol=1e-6)
         np.testing.assert_array_equal(traces[b].taps, taps[: steps[b], b])
+        np.testing.assert_array_equal(traces[b].nonzero, nonzero[: steps[b], b])
 
 
 def test_the_predictor_prefers_fp16_on_a_device(tmp_path: Path) -> None:
