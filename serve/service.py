@@ -11,11 +11,13 @@ from typing import Any
 
 import bentoml
 import fastapi
+import numpy as np
 from starlette.responses import JSONResponse, Response
 
 from serve import demo, ending, launch, log, metrics
 from serve.batching import Batcher, Overloaded
 from serve.models import Models, Outcome, Served, UnknownModel
+from serve.predictor import Prediction, Predictor
 from serve.session import CPU, threads
 from serve.settings import Settings, cores
 from serve.web import intake, openapi, openapi_page, schema
@@ -55,7 +57,7 @@ class TSERve:
         self.load.waiting = lambda: self.batcher.waiting
         self.changed()
         self.models.watch(settings.watch_s)
-        demo.mount(web, lambda: self.models.get().predictor, path="/ui", max_body=settings.max_body)
+        demo.mount(web, self.models, self.all_steps, path="/ui", max_body=settings.max_body)
         web.state.models = self.models
         front.retry_after = self.batcher.retry_after
         front.places = settings.queue + shared["runners"] * shared["max_batch"]
@@ -98,6 +100,15 @@ class TSERve:
 
         return classifications() if len(predictions) <= FEW else await asyncio.to_thread(classifications)
 
+    def all_steps(self, predictor: Predictor, image: np.ndarray) -> Prediction:
+        """What the page shows: every step of one image [C, H, W]; in the queue with everybody. Raises Overloaded."""
+        future = self.batcher.submit(predictor, image[None], exit_threshold=1.0, steps=None)
+        try:
+            return future.result(settings.timeout_s)[0]
+        except TimeoutError:
+            future.cancel()
+            raise Overloaded("others are being answered", retry_after_s=self.batcher.retry_after() or 1) from None
+
     def changed(self, name: str | None = None, outcome: Outcome | None = None) -> None:
         """Count what became of a bundle, and show what is served now."""
         if name and outcome:
@@ -137,7 +148,9 @@ async def model(request: fastapi.Request) -> Response:
     """Describe a model: classes, steps, layers, accuracy, joules per operation, provider, exit."""
     served = model_of(request.app.state.models, intake.asked_model(request))
     about = ServedModel.of(served.predictor, model=served.name, since=served.since)
-    return Response(about.model_dump_json(), media_type="application/json")
+    # Without the coefficients of every layer, by which the page prices an image: twenty kilobytes.
+    content = about.model_dump_json(exclude={"energy": {"conventions": {"__all__": {"layers"}}}})
+    return Response(content, media_type="application/json")
 
 
 @web.get("/models")

@@ -19,9 +19,12 @@ class Forbid(MetaPathFinder):
 
 sys.meta_path.insert(0, Forbid())
 from serve import demo, service
-from serve.predictor import Predictor
-predictor = Predictor(sys.argv[1])
-demo.build(lambda: predictor)
+from serve.models import Models
+from serve.ui import page
+from serve.ui.contenders import Contenders
+contenders = Contenders(Models([sys.argv[1]]))
+page.build(contenders, demo.patient())
+_, predictor = contenders.get()
 print(len(predictor.predict(predictor.decode(predictor.sample(0))[None])))
 assert not {"torch", "spikingjelly", "train", "export"} & sys.modules.keys()
 """

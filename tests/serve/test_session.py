@@ -234,5 +234,5 @@ def test_fixed_batches_refuse_another_shape(model: Path, shape: tuple[int, ...])
 def test_the_page_with_a_provider_that_is_missing_ends_with_status_2(
     bundle_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert demo.main(demo.Config(bundle=bundle_dir, provider="cuda")) == 2
+    assert demo.main(demo.Config(bundles=(bundle_dir,), provider="cuda")) == 2
     assert "error: provider cuda: the driver sees no CUDA device" in capsys.readouterr().err
