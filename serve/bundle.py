@@ -8,14 +8,17 @@ a network of two bundles' parts.
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
+import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
-from serve.energy_record import EnergyRecord, Joules, Record
-from serve.exits import Exit, Rule
+from serve.energy_record import EnergyRecord, Pricing, Record
+from serve.exit_record import ExitRecord, Share
 
 
 FORMAT = 3
@@ -27,8 +30,6 @@ MAKE_ONE = (
     "its folder, a folder of several, or bentoml:TAG"
 )
 
-Share = Annotated[float, Field(ge=0, le=1)]
-Steps = Annotated[float, Field(ge=1)]
 Precision = Literal["fp32", "fp16", "int8"]
 Form = Literal["unrolled", "step"]
 
@@ -80,54 +81,6 @@ class MetricsRecord(Record):
     accuracy_by_T: tuple[Share, ...] = ()
 
 
-class ExitRow(Record):
-    """What a threshold of the exit rule gives: on the test set, and (val_...) on the images it was calibrated on."""
-
-    threshold: Share
-    mean_steps: Steps
-    accuracy: Share
-    energy_J: Joules
-    val_mean_steps: Steps | None
-    val_accuracy: Share | None
-
-
-class SplitRecord(Record):
-    """Images that something was measured on."""
-
-    dataset: str
-    split: str
-    images: PositiveInt
-
-
-class ExitRecord(Record):
-    """When an image has had enough steps: the rule, the threshold that was chosen, and all that were measured.
-
-    The chosen one loses at most `tolerance` of the accuracy of all T steps on the images of `calibrated_on`.
-    """
-
-    rule: Rule
-    threshold: Share
-    relax: Annotated[float, Field(ge=0, le=4)] = 0.0
-    tolerance: Share
-    calibrated_on: SplitRecord | None
-    """None: there were no validation images, and all T steps are run."""
-    measured_on: SplitRecord
-    accuracy_by_T: tuple[Share, ...]
-    """In place t - 1, of the mean of the first t steps of every image of `measured_on`, in this precision."""
-    table: tuple[ExitRow, ...]
-
-    @model_validator(mode="after")
-    def _chosen_from_the_table(self) -> Self:
-        if self.threshold not in {row.threshold for row in self.table}:
-            raise ValueError(f"threshold {self.threshold} is in no row of the table")
-        return self
-
-    @property
-    def exit(self) -> Exit:
-        """The rule with the chosen threshold and relaxation."""
-        return Exit(self.rule, self.threshold, self.relax)
-
-
 class SampleRecord(Record):
     """An image of the test set with its true label."""
 
@@ -166,6 +119,17 @@ class Description(Record):
     checkpoint_sha256: str
     files: dict[str, FileRecord]
 
+    @cached_property
+    def pricing(self) -> Pricing:
+        """The energy of an answer in every convention."""
+        sizes = {"synapses": len(self.synapses), "lif_layers": len(self.lif_layers)}
+        return Pricing.of(self.energy.conventions, **sizes)
+
+    @cached_property
+    def neurons(self) -> np.ndarray:
+        """int64 [L]: how many each LIF layer has."""
+        return np.array([math.prod(shape) for shape in self.lif_shapes], np.int64)
+
     @model_validator(mode="after")
     def _precisions_agree(self) -> Self:
         if self.precision not in self.models:
@@ -178,7 +142,9 @@ class Description(Record):
     def _an_accuracy_for_each_step(self) -> Self:
         for precision, record in self.exits.items():
             if len(record.accuracy_by_T) != self.T:
-                raise ValueError(f"exits.{precision}.accuracy_by_T has {len(record.accuracy_by_T)} values for T={self.T}")
+                raise ValueError(
+                    f"exits.{precision}.accuracy_by_T has {len(record.accuracy_by_T)} values for T={self.T}"
+                )
         return self
 
     @model_validator(mode="after")

@@ -5,8 +5,11 @@ step, so much a tap or a nonzero input of a spike-driven layer, so much a spike 
 export.energy` writes these coefficients from the network's shapes; `serve.energy` evaluates them.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Self
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_validator
 
 
@@ -77,6 +80,44 @@ class ConventionRecord(Record):
         if bool(self.layers) == (self.unavailable is not None):
             raise ValueError(f"convention {self.name!r} must have either 'layers' or a reason in 'unavailable'")
         return self
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Pricing:
+    """All conventions' totals as one matrix, for a server that prices every answer."""
+
+    names: tuple[str, ...]
+    """Of the conventions that can count the network."""
+    ann_energy_J: tuple[float, ...]
+    per: np.ndarray
+    """[conventions, 2 + 2 M + L]: joules once, a step, a tap and a nonzero input of M layers, a spike of L."""
+
+    @classmethod
+    def of(cls, conventions: Sequence[ConventionRecord], *, synapses: int, lif_layers: int) -> Self:
+        """Add up the layers' coefficients."""
+        usable = [convention for convention in conventions if convention.unavailable is None]
+        per = np.zeros((len(usable), 2 + 2 * synapses + lif_layers))
+        for row, convention in zip(per, usable, strict=True):
+            for layer in convention.layers:
+                priced = ((layer.acs, convention.ac_J), (layer.macs, convention.mac_J), (layer.access_J, 1.0))
+                for terms, joules in priced:
+                    row[0] += joules * terms.once
+                    row[1] += joules * terms.per_step
+                    if layer.synapse is not None:
+                        row[2 + layer.synapse] += joules * terms.per_tap
+                        row[2 + synapses + layer.synapse] += joules * terms.per_nonzero
+                    if layer.lif is not None:
+                        row[2 + 2 * synapses + layer.lif] += joules * terms.per_spike
+        return cls(
+            names=tuple(convention.name for convention in usable),
+            ann_energy_J=tuple(sum(layer.ann_energy_J for layer in each.layers) for each in usable),
+            per=per,
+        )
+
+    def energies_J(self, taps: np.ndarray, nonzero: np.ndarray, spikes: np.ndarray) -> list[float]:
+        """Joules of an image in each convention, from its taps and nonzero inputs [t, M] and spikes [t, L]."""
+        seen = [[1, len(taps)], taps.sum(axis=0), nonzero.sum(axis=0), spikes.sum(axis=0)]
+        return [float(joules) for joules in self.per @ np.concatenate(seen)]
 
 
 class EnergyRecord(Record):

@@ -1,6 +1,5 @@
 """The tab "Compare": two networks on the same image, step by step."""
 
-import math
 from dataclasses import dataclass
 from html import escape
 
@@ -61,8 +60,8 @@ def side(look: Look) -> str:
 
 def spikes(look: Look) -> float:
     """Spikes per neuron and step, over all layers and the steps up to the exit."""
-    neurons = [math.prod(shape) for shape in look.about.lif_shapes]
-    return float(np.average(look.prediction.spike_rates[: look.steps].mean(axis=0), weights=neurons))
+    rates = look.prediction.spike_rates[: look.steps].mean(axis=0)
+    return float(np.average(rates, weights=look.about.neurons))
 
 
 def subject(first: Look, second: Look) -> tuple[str, int | None, int | None]:

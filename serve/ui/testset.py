@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from html import escape
 
-from serve.bundle import Description, ExitRecord, ExitRow, Precision
+from serve.bundle import Description, Precision
+from serve.exit_record import ExitRecord, ExitRow
 from serve.exits import Rule
 from serve.ui.svg import (
     ANN,

@@ -14,7 +14,7 @@ from serve.images import ImageError
 from serve.models import UnknownModel
 from serve.settings import MEGABYTE
 from serve.web import access, bodies, intake, jsonbody, limits, options, shape
-from serve.web.schema import Classification, Guess, ModelEntry, ModelList, Step
+from serve.web.schema import Classification, Energies, Guess, ModelEntry, ModelList, Step
 from serve.web.shape import Refusal
 
 
@@ -36,6 +36,7 @@ CLASSIFICATION = Classification(
         Step(t=2, step=_guess("cat", 0.912), running=_guess("cat", 0.873)),
     ],
     spike_rates={"features.0.lif": [0.113, 0.142], "features.1.lif": [0.071, 0.093]},
+    energies={"event_exact": Energies(energy_J=1.17e-05, ann_energy_J=1.87e-04)},
     sops=3_981_312,
     macs=1_769_472,
     energy_J=1.17e-05,
@@ -45,7 +46,7 @@ CLASSIFICATION = Classification(
     bundle="3f9a1c0be772",
     latency_s=0.021,
 )
-BRIEF = CLASSIFICATION.model_copy(update={"per_timestep": [], "spike_rates": {}})
+BRIEF = CLASSIFICATION.model_copy(update={"per_timestep": [], "spike_rates": {}, "energies": {}})
 MODELS = ModelList(
     default="cifar10",
     models=[

@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
 from starlette.responses import Response
 
 from serve.bundle import Description, FileRecord, InputRecord, MetricsRecord, Precision, SampleRecord
+from serve.energy import energies_J
 from serve.exits import Rule
 from serve.predictor import Prediction, Predictor
 
@@ -44,7 +45,7 @@ class Options(BaseModel):
     steps: Annotated[int, Field(ge=1), BeforeValidator(_whole)] | None = Field(
         default=None, description="time steps to take at most; by default all of T"
     )
-    detail: bool = Field(default=True, description="whether to give `per_timestep` and `spike_rates`")
+    detail: bool = Field(default=True, description="whether to give `per_timestep`, `spike_rates` and `energies`")
 
 
 DEFAULTS = Options()
@@ -71,6 +72,13 @@ class Step(Answer):
     running: Guess
 
 
+class Energies(Answer):
+    """One image's energy in one convention, joules."""
+
+    energy_J: float
+    ann_energy_J: float = Field(description="the ANN of the same layers, by the same convention")
+
+
 class Classification(Answer):
     """One image's answer. `label` is the argmax of the mean of the logits over the steps that were used."""
 
@@ -90,6 +98,11 @@ class Classification(Answer):
         default={},
         exclude_if=lambda rates: not rates,
         description="layer -> spikes per neuron at each step; absent if `detail` is false",
+    )
+    energies: dict[str, Energies] = Field(
+        default={},
+        exclude_if=lambda energies: not energies,
+        description="convention (see /model, energy.conventions) -> this image's energy; absent if `detail` is false",
     )
     sops: int = Field(description="synaptic operations of this image that only add")
     macs: int = Field(description="multiplications of this image (the first layer, and inputs that are not spikes)")
@@ -117,6 +130,10 @@ class Classification(Answer):
             ]
             rates = prediction.spike_rates.T.astype(float).tolist()
             detail["spike_rates"] = dict(zip(about.lif_layers, rates, strict=True))
+            seen = {"taps": prediction.taps, "nonzero": prediction.nonzero, "spike_rates": prediction.spike_rates}
+            detail["energies"] = {
+                name: Energies(energy_J=snn, ann_energy_J=ann) for name, (snn, ann) in energies_J(about, **seen).items()
+            }
         return cls(
             label=labels[best[0]],
             probability=float(probs[best[0]]),

@@ -10,7 +10,7 @@ from synthetic import exact_images
 from synthetic_energy import AC, MAC, STATIC
 
 from serve.bundle import Description, read
-from serve.energy import Account, accounts
+from serve.energy import Account, accounts, energies_J
 from serve.predictor import Predictor
 
 
@@ -81,6 +81,11 @@ def test_the_answers_joules_are_those_of_event_exact_to_the_last_bit(
         assert exact.energy_J == seen.energy_J
         assert (sum(x.acs for x in exact.layers), sum(x.macs for x in exact.layers)) == (seen.sops, seen.macs)
         assert seen.taps.dtype == seen.nonzero.dtype == np.int64
+        totals = energies_J(predictor.about, taps=seen.taps, nonzero=seen.nonzero, spike_rates=seen.spike_rates)
+        wanted = {each.convention: (each.energy_J, each.ann_energy_J) for each in found if not each.unavailable}
+        assert totals.keys() == wanted.keys()
+        for name, joules in wanted.items():
+            assert totals[name] == pytest.approx(joules, rel=1e-12)
         np.testing.assert_array_equal(seen.taps[:, 1], seen.nonzero[:, 1])  # a dense layer has a tap for every input
         np.testing.assert_array_equal(seen.nonzero[:, 0], np.rint(256 * seen.spike_rates[:, 0]))  # it reads lif1
 

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from synthetic import LABELS, draw
 
 from serve.bundle import Description, read
+from serve.energy import accounts
 from serve.predictor import Prediction, Predictor
 from serve.web.schema import Classification, Options, ServedModel, model_entry, respond
 
@@ -57,6 +58,12 @@ def test_an_answer_says_what_the_logits_say(prediction: Prediction, about: Descr
     assert answer["spike_rates"] == {"features.0.lif": [0.25, 0.125], "features.1.lif": [0.5, 1.0]}
     assert (answer["sops"], answer["macs"], answer["energy_J"], answer["latency_s"]) == (12, 34, 5.6e-8, 0.25)
     assert (answer["steps_used"], answer["model"], answer["bundle"]) == (2, about.name, "abc")
+    seen = {"taps": prediction.taps, "nonzero": prediction.nonzero, "spike_rates": prediction.spike_rates}
+    counted = {each.convention: each for each in accounts(about, **seen) if each.unavailable is None}
+    assert answer["energies"].keys() == counted.keys()
+    for name, each in counted.items():
+        told = answer["energies"][name]
+        assert (told["energy_J"], told["ann_energy_J"]) == pytest.approx((each.energy_J, each.ann_energy_J), rel=1e-12)
 
 
 @pytest.mark.parametrize("k", [1, 3, 4, 1000])
@@ -66,12 +73,12 @@ def test_as_many_classes_are_given_as_asked_for(prediction: Prediction, about: D
     assert len(few) == min(k, len(LABELS))
 
 
-def test_without_detail_an_answer_leaves_out_steps_and_rates_and_nothing_else(
+def test_without_detail_an_answer_leaves_out_steps_rates_and_energies_and_nothing_else(
     prediction: Prediction, about: Description
 ) -> None:
     whole = json.loads(respond(Classification.of(prediction, about)).body)
     brief = json.loads(respond(Classification.of(prediction, about, options=Options(detail=False))).body)
-    del whole["per_timestep"], whole["spike_rates"]
+    del whole["per_timestep"], whole["spike_rates"], whole["energies"]
     assert brief == whole
 
 

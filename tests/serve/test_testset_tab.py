@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from drawn import Drawn, figures, page, said
 
-from serve.bundle import Description, ExitRecord, read
+from serve.bundle import Description, read
+from serve.exit_record import ExitRecord
 from serve.ui import testset
 from serve.ui.testset import labelled
 
