@@ -49,7 +49,8 @@ def at_step(look: Look, t: int) -> str:
 def sentence(look: Look, t: int) -> str:
     """Say what the exit makes of step t."""
     sure, asked = look.sureness[t - 1], look.exit.at(t)
-    held = f"sureness {sure:.3f}, asked for more than {asked:.3f}"
+    wanted = f"more than {asked:.3f} is asked for" if asked >= 0 else "that is enough by now"
+    held = f"sureness {sure:.3f}, {wanted}"
     if t < look.steps:
         return f"After step {t} of {look.T} it is not sure enough ({held}) and goes on."
     if t > look.steps:
@@ -57,7 +58,7 @@ def sentence(look: Look, t: int) -> str:
         return f"Step {t} of {look.T} is for study: the network would have stopped after {since}."
     used, whole = look.up_to(t), look.prediction
     if t == look.T:
-        return f"After all {look.T} steps it has to answer ({held}): {si(used.energy_J, 'J')}."
+        return f"It has taken all {look.T} steps (sureness {sure:.3f}): {si(used.energy_J, 'J')}."
     saved = 1 - used.energy_J / whole.energy_J if whole.energy_J else 0.0
     return (
         f"After step {t} of {look.T} it is sure enough ({held}) and stops: {si(used.energy_J, 'J')} instead of "

@@ -150,5 +150,8 @@ def beside(frame: Frame, curves: list[Curve], t: int) -> str:
     told = [text(x, frame.top + 12, f"after {t}", kind="strong")]
     for i, each in enumerate(curves):
         y = frame.top + 40 + 46 * i
-        told.append(text(x, y, short(each.look.name, 28), kind="small") + text(x, y + 18, each.value(t), kind="strong"))
+        told.append(
+            text(x, y, short(each.look.name, 28, tail=True), kind="small")
+            + text(x, y + 18, each.value(t), kind="strong")
+        )
     return "".join(told)

@@ -9,6 +9,8 @@ from serve.ui.svg import ANN, SNN, WIDTH, at, drawing, figure, name_width, rect,
 
 BAR = 9
 """Height of a bar."""
+LAYER = 20
+"""Characters of a layer's name; the last ones tell layers apart."""
 
 
 def summary(look: Look, *, suffix: str = "") -> str:
@@ -87,13 +89,13 @@ def layers(look: Look, convention: int) -> str:
     if whole.unavailable is not None:
         words = f"{whole.says} It cannot count this network: {whole.unavailable}."
         return figure(id, title, "", data=energies(whole), note=escape(words))
-    left, right, row, top = name_width([layer.name for layer in whole.layers], 18), 70, 25, 26
+    left, right, row, top = name_width([layer.name for layer in whole.layers], LAYER), 70, 25, 26
     length = WIDTH - left - right
     most = max(max(layer.energy_J, layer.ann_energy_J) for layer in whole.layers) or 1.0
     parts = []
     for i, layer in enumerate(whole.layers):
         y = top + row * i
-        parts.append(row_name(left - 8, y + 14, layer.name, characters=18))
+        parts.append(row_name(left - 8, y + 14, layer.name, characters=LAYER, tail=True))
         parts.append(rect(left, y + 12, length * layer.ann_energy_J / most, 9, ANN))
         parts.append(text(WIDTH, y + 21, si(layer.ann_energy_J, "J"), anchor="end", kind="small"))
         for t, account in enumerate(rows, 1):

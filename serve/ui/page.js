@@ -93,6 +93,13 @@
     else go(Number(hit.dataset.step));
   });
 
+  // Which picture was chosen last, before Gradio hears of it: the server is told by serve/ui/page.py.
+  const choose = (event) => {
+    const picture = event.target.closest("#samples .thumbnail-item");
+    if (picture) document.body.dataset.sample = [...document.querySelectorAll("#samples .thumbnail-item")].indexOf(picture);
+  };
+  document.addEventListener("click", choose, true);
+
   document.addEventListener("input", (event) => {
     if (event.target.id !== "step-range") return;
     play(false);
@@ -110,14 +117,13 @@
   });
 
   async function copied(button) {
-    const words = button.textContent;
     try {
       await navigator.clipboard.writeText(location.href);
       button.textContent = "copied";
     } catch {
       button.textContent = "copy it from the address bar";
     }
-    setTimeout(() => (button.textContent = words), 2000);
+    setTimeout(() => (button.textContent = "Copy link"), 2000);
   }
 
   const json = (value) => new Blob([JSON.stringify(value, null, 1)], { type: "application/json" });

@@ -29,6 +29,8 @@ UPLOADS_KEPT_S = (60, 600)
 """Looked through every minute; an upload stays on disk ten minutes."""
 ADDRESS = "(link, ...rest) => [location.search, ...rest]"
 """Brings the query of the page's address to the server."""
+CHOSEN = "(link, ...rest) => [document.body.dataset.sample, ...rest]"
+"""Brings the number of the picture that was chosen (page.js): Gradio forgets it of a click that has to wait."""
 STYLES, SCRIPTS = ("page.css", "inputs.css"), ("page.js",)
 
 
@@ -56,13 +58,13 @@ class Page:
     def _wire(self, blocks: gr.Blocks) -> None:
         ours, see = self.inputs, self.view.see
         self._on(blocks.load, lambda asked, search: self.view.opened(search, asked), ["link"], js=ADDRESS)
-        self._on(ours.gallery.select, self._sample, data=True)
+        self._on(ours.gallery.select, self._sample, ["link"], js=CHOSEN)
         for name in ("file", "camera", "sketch"):
             component = self.parts[name]
             chosen = component.upload if name == "file" else component.change
-            self._on(chosen, self._image_from(name), trigger_mode="always_last")
+            self._on(chosen, self._image_from(name))
         for name in ("noise", "blur", "contrast", "threshold"):
-            self._on(self.parts[name].input, see, trigger_mode="always_last")
+            self._on(self.parts[name].input, see)
         for name in ("network", "layer", "other"):
             self._on(self.parts[name].input, see)
         self._on(ours.file.clear, self._no_file)
@@ -75,11 +77,9 @@ class Page:
         event: Callable[..., Any],
         answered: Callable[..., Parts],
         more: Sequence[str] = (),
-        *,
-        data: bool = False,
         **how: Any,
     ) -> None:
-        """Answer an event by `answered(asked, *more values)`; where `data`, of a choice in a gallery, by its number."""
+        """Answer an event by `answered(asked, *more values)`."""
         parts, count = self.parts, len(more)
 
         def named(told: Parts) -> dict[Any, Any]:
@@ -88,22 +88,22 @@ class Page:
         def plain(*values: Any) -> dict[Any, Any]:
             return named(answered(Asked.of(values[count:]), *values[:count]))
 
-        def chosen(event: gr.SelectData, *values: Any) -> dict[Any, Any]:
-            return named(answered(Asked.of(values), event.index))
-
         event(
-            chosen if data else plain,
+            plain,
             [parts[name] for name in (*more, *(field.name for field in fields(Asked)))],
             list(parts.values()),
             queue=False,
             show_progress="hidden",
             api_visibility="private",
+            trigger_mode="always_last",  # of clicks in a row the last one counts; by default all but the first are lost
             **how,
         )
 
     def _image_from(self, source: str) -> Callable[[Asked], Parts]:
-        told: Parts = {"source": source, "gallery": gr.Gallery(selected_index=None)}
-        return lambda asked: told | self.view.see(replace(asked, source=source))
+        def told() -> Parts:  # not made here, where it would become a part of the page
+            return {"source": source, "gallery": gr.Gallery(selected_index=None)}
+
+        return lambda asked: told() | self.view.see(replace(asked, source=source))
 
     def _turn_to(self, tab: str) -> Callable[[Asked, str], Parts]:
         def answered(asked: Asked, search: str) -> Parts:
@@ -114,7 +114,7 @@ class Page:
 
         return answered
 
-    def _sample(self, asked: Asked, number: int) -> Parts:
+    def _sample(self, asked: Asked, number: str) -> Parts:
         source = f"sample:{number}"
         return {"source": source, "file": None} | self.view.see(replace(asked, source=source))
 

@@ -168,7 +168,7 @@ def spike_rates(look: Look, *, suffix: str = "") -> str:
     most = float(rates.max()) or 1.0
     height = top + row * len(layers) + 2
     names = "".join(
-        row_name(left - 8, top + row * i + row / 2 + 4, name, characters=18) for i, name in enumerate(layers)
+        row_name(left - 8, top + row * i + row / 2 + 4, name, characters=18, tail=True) for i, name in enumerate(layers)
     )
     written = column >= 2.6 * FONT
     every = math.ceil(T * 26 / (WIDTH - left))

@@ -63,9 +63,10 @@ def text(x: float, y: float, words: str, *, anchor: str = "start", kind: str = "
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{classes}{more}>{escape(words)}</text>'
 
 
-def row_name(x: float, y: float, name: str, *, characters: int) -> str:
-    """A name that ends at x, cut to so many characters; pointed at, it tells itself whole."""
-    return f"<g><title>{escape(name)}</title>{text(x, y, short(name, characters), anchor='end')}</g>"
+def row_name(x: float, y: float, name: str, *, characters: int, tail: bool = False) -> str:
+    """A name that ends at x, cut to so many characters, the last ones where `tail`; pointed at, it tells all of it."""
+    cut = short(name, characters, tail=tail)
+    return f"<g><title>{escape(name)}</title>{text(x, y, cut, anchor='end')}</g>"
 
 
 def rect(x: float, y: float, width: float, height: float, fill: str, *, more: str = "") -> str:
@@ -173,9 +174,11 @@ def name_width(names: Iterable[str], characters: int) -> float:
     return 7.2 * min(characters, max(map(len, names), default=0)) + 14
 
 
-def short(words: str, characters: int) -> str:
-    """Words, cut where they are too long for their place."""
-    return words if len(words) <= characters else words[: characters - 1] + _ELLIPSIS
+def short(words: str, characters: int, *, tail: bool = False) -> str:
+    """Words, cut where they are too long for their place: to the first characters, or to the last."""
+    if len(words) <= characters:
+        return words
+    return _ELLIPSIS + words[1 - characters :] if tail else words[: characters - 1] + _ELLIPSIS
 
 
 def percent(share: float) -> str:
