@@ -77,7 +77,7 @@ def usable(sources: Sequence[str], provider: Provider | None) -> tuple[list[str]
             Models((*good, source), provider=provider).close()
             good.append(source)
         except BundleError as error:
-            notices.append(f"There is nothing to compare with in {source}: {error}.")
+            notices.append(f"There is nothing to compare with in {source}: {error}")
     return good, notices
 
 

@@ -1,18 +1,24 @@
 """The top of the page: the picture, the answer at the step that is looked at, and what stopping early saves."""
 
 import base64
+import re
 from html import escape
 
 from serve import images
+from serve.batching import Overloaded
 from serve.predictor import Predictor
 from serve.ui.look import Look
 from serve.ui.svg import embedded, percent, si
 
 
-def card(look: Look, *, link: str | None) -> str:
+FOLDERS = re.compile(r"(?<![\w.:/])/(?:[^\s/:;,]+/)+")
+"""Where on the server a file lies is nobody's business."""
+
+
+def card(look: Look, *, link: str | None, tab: str) -> str:
     """The answer at every step, one of which is shown; `link` is the query of the page's permanent address, if any.
 
-    Its attributes tell the page's script the steps and the exit.
+    Its attributes tell the page's script the steps and the exit, and what was asked for: an image, and an open tab.
     """
     here = look.picture
     pictures = [("the image as the network sees it", here.image)]
@@ -23,10 +29,13 @@ def card(look: Look, *, link: str | None) -> str:
         for alt, array in pictures
     )
     steps = "".join(at_step(look, t) for t in range(1, look.T + 1))
-    linked = f' data-link="{escape(link, quote=True)}"' if link is not None else ""
+    told = {"steps": str(look.T), "exit": str(look.steps), "source": here.source, "tab": tab}
+    if link is not None:
+        told["link"] = link
+    attributes = " ".join(f'data-{name}="{escape(value, quote=True)}"' for name, value in told.items())
     return (
-        f'<section class="card answer" id="answer-card" aria-live="polite" data-steps="{look.T}" '
-        f'data-exit="{look.steps}"{linked}><div class="pictures">{shown}</div>'
+        f'<section class="card answer" id="answer-card" aria-live="polite" {attributes}>'
+        f'<div class="pictures">{shown}</div>'
         f'<div class="words">{steps}</div>{embedded(record(look))}</section>'
     )
 
@@ -42,11 +51,11 @@ def at_step(look: Look, t: int) -> str:
     return (
         f'<div class="at t{t}"><p class="headline"><span class="label">{escape(look.label(t))}</span> '
         f'<span class="confidence">{percent(probability)} confident</span>{known}</p>'
-        f'<p class="sentence">{escape(sentence(look, t))}</p><p class="quiet">{escape(runners_up(look, t))}</p></div>'
+        f'<p class="sentence">{escape(of_exit(look, t))}</p><p class="quiet">{escape(runners_up(look, t))}</p></div>'
     )
 
 
-def sentence(look: Look, t: int) -> str:
+def of_exit(look: Look, t: int) -> str:
     """Say what the exit makes of step t."""
     sure, asked = look.sureness[t - 1], look.exit.at(t)
     wanted = f"more than {asked:.3f} is asked for" if asked >= 0 else "that is enough by now"
@@ -107,6 +116,16 @@ def stepper(T: int) -> str:
         f'<input type="range" id="step-range" min="1" max="{T}" step="1" value="{T}" aria-label="Time step">'
         f'<output id="step-now" for="step-range" aria-live="off">step {T} of {T}</output></div>'
     )
+
+
+def sentence(error: Exception | str) -> str:
+    """What went wrong, as a sentence for whoever looks at the page."""
+    words = FOLDERS.sub("", str(error))
+    if isinstance(error, Overloaded):
+        words = f"The network has too much to do ({words}): try again in {error.retry_after_s} s"
+    if words.partition(" ")[0].isalpha():  # not the name of a file
+        words = words[0].upper() + words[1:]
+    return words if words.endswith((".", "?", "!")) else f"{words}."
 
 
 def alert(words: str) -> str:

@@ -4,6 +4,7 @@ from html import escape
 
 from serve.bundle import Bundle, BundleError
 from serve.ui.answer import alert
+from serve.ui.answer import sentence as said
 from serve.ui.chip_figures import cores_figure, estimate, layers_figure
 from serve.ui.chip_record import CHIP_NAMES, Report, VerdictRecord, read
 from serve.ui.svg import si
@@ -20,7 +21,7 @@ def chip_tab(bundle: Bundle) -> str:
     try:
         found = read(bundle)
     except BundleError as error:
-        return alert(str(error))
+        return alert(said(error))
     if isinstance(found, str):
         return (
             '<div class="card"><h3>No file for Loihi</h3>'

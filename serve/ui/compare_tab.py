@@ -34,17 +34,18 @@ WIDE = 860
 def tab(first: Look, second: Look) -> str:
     """Both networks' answers, one chart of both, and the figures of each side by side."""
     sides = "".join(
-        f'<div class="side">{side(look)}{steps_tab.probabilities(look, suffix=mark_)}'
+        f'<div class="side">{side(look, first.T)}{steps_tab.probabilities(look, suffix=mark_)}'
         f"{steps_tab.sureness(look, suffix=mark_)}{steps_tab.spike_rates(look, suffix=mark_)}</div>"
         for look, mark_ in ((first, "-first"), (second, "-second"))
     )
     return f'<div class="compare">{overlay(first, second)}<div class="sides">{sides}</div></div>'
 
 
-def side(look: Look) -> str:
-    """One network's answer at the step that is looked at; at steps that it does not have, its last."""
+def side(look: Look, steps: int) -> str:
+    """One network's answer at the step of 1..steps that is looked at; at those that it does not have, its last."""
+    beyond = "".join(f" t{t}" for t in range(look.T + 1, steps + 1))
     said = "".join(
-        f'<div class="at t{t}"><p><b class="label">{escape(look.label(t))}</b> '
+        f'<div class="at t{t}{beyond if t == look.T else ""}"><p><b class="label">{escape(look.label(t))}</b> '
         f"{percent(float(look.running[t - 1].max()))} confident after step {t}"
         f"{'' if t != look.steps else ', and stops here'}.</p></div>"
         for t in range(1, look.T + 1)
@@ -53,7 +54,7 @@ def side(look: Look) -> str:
     accuracy = look.about.exits[look.predictor.precision].accuracy_by_T[-1]
     return (
         f'<div class="card"><h3>{escape(look.name)}</h3>{said}<p class="quiet">It stops after {look.steps} of '
-        f"{look.T} steps: {si(used.energy_J, 'J')} (event_exact). {percent(spikes(look))} of its neurons spike at a "
+        f"{look.T} steps: {si(used.energy_J, 'J')} by exact events. {percent(spikes(look))} of its neurons spike at a "
         f"step. With all steps {percent(accuracy)} of the test set are right.</p></div>"
     )
 

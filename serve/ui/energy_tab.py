@@ -63,7 +63,7 @@ def verdict(worse: list[str], counted: int, steps: int) -> str:
     if not counted:
         return "No convention can count this network."
     if not worse:
-        return f"{after} the SNN needs less than the ANN in all of them."
+        return f"{after} the SNN needs no more than the ANN in all of them."
     if len(worse) == counted:
         return f"{after} the SNN needs MORE than the ANN in all of them."
     return f"{after} the SNN needs MORE than the ANN by {' and '.join(worse)}."

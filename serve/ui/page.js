@@ -62,8 +62,19 @@
   // tab, or to look at another layer, is none, and leaves the step where it is.
   const pictures = () => [...card().querySelectorAll("img")].map((image) => image.src);
   const answered = () => card() && [card().dataset.steps, card().dataset.exit, ...pictures()].join();
+  // Two clicks in a row on a slow line: the second was sent before the first was answered, and knew nothing of it.
+  const SETTLED_MS = 400;
+  let settled = null;
+  function overtaken() {
+    const [source, tab] = ["#source", "#hidden-tab"].map((id) => document.querySelector(`${id} textarea, ${id} input`)?.value);
+    const shown = card()?.dataset;
+    if (shown && source && tab && (shown.source !== source || shown.tab !== tab)) document.getElementById("hidden-again")?.click();
+  }
+
   let known = null;
   new MutationObserver(() => {
+    clearTimeout(settled);
+    settled = setTimeout(overtaken, SETTLED_MS);
     const answer = answered();
     if (answer !== known) {
       known = answer;

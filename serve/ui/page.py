@@ -41,7 +41,7 @@ class Page:
         """Build it inside `blocks`, which are open; `notices` are sentences that stand above everything."""
         head = gr.HTML(elem_id="head")
         if notices:
-            gr.HTML("".join(answer.alert(words) for words in notices), elem_id="notices")
+            gr.HTML("".join(answer.alert(answer.sentence(words)) for words in notices), elem_id="notices")
         with gr.Row(equal_height=False, elem_id="columns"):
             with gr.Column(scale=0, min_width=308, elem_id="left"):
                 network = gr.Dropdown([], label="Network", elem_id="network", allow_custom_value=True)
@@ -52,6 +52,7 @@ class Page:
         hidden = {name: gr.Textbox(visible="hidden", elem_id=f"hidden-{name}") for name in ("tab", "shown", "link")}
         ours = {field.name: getattr(self.inputs, field.name) for field in fields(self.inputs)}
         self.parts: dict[str, Any] = ours | {"head": head, "network": network} | shown | of_tabs | hidden
+        self.again = gr.Button(visible="hidden", elem_id="hidden-again")
         self.view = view
         self._wire(blocks)
 
@@ -67,6 +68,7 @@ class Page:
             self._on(self.parts[name].input, see)
         for name in ("network", "layer", "other"):
             self._on(self.parts[name].input, see)
+        self._on(self.again.click, see)  # page.js does, where an answer is to less than what has been asked meanwhile
         self._on(ours.file.clear, self._no_file)
         self._on(ours.reset.click, self._reset)
         for key, tab in self.tabs.items():
@@ -119,7 +121,7 @@ class Page:
         return {"source": source, "file": None} | self.view.see(replace(asked, source=source))
 
     def _no_file(self, asked: Asked) -> Parts:
-        return {"gallery": gr.Gallery(selected_index=0)} | self._sample(asked, 0)
+        return {"gallery": gr.Gallery(selected_index=0)} | self._sample(asked, "0")
 
     def _reset(self, asked: Asked) -> Parts:
         calm = asdict(Effects())

@@ -4,7 +4,6 @@ Nothing of a visitor is kept between two clicks: any of several worker processes
 open overnight goes on after a restart.
 """
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
@@ -18,6 +17,7 @@ from serve.models import UnknownModel
 from serve.predictor import Predictor
 from serve.spikes import Probe
 from serve.ui import answer, chip, compare_tab, energy_tab, inputs, sketch, spike_figures, steps_tab, testset
+from serve.ui.answer import sentence
 from serve.ui.contenders import Contenders, split
 from serve.ui.effects import Effects
 from serve.ui.link import Link
@@ -33,8 +33,6 @@ ALONE = (
 )
 KNOWN = (ValueError, UnknownModel, Overloaded)
 """What a page says in words: a bad image or setting, a bundle that cannot be read (BundleError), too much to do."""
-FOLDERS = re.compile(r"(?<![\w.:/])/(?:[^\s/:;,]+/)+")
-"""Where on the server a file lies is nobody's business."""
 FIGURES = ("probabilities", "rates", "sureness", "energy", "spikes", "energies", "compare")
 """Parts that show the image; without an image they are empty."""
 Parts = dict[str, Any]
@@ -126,7 +124,7 @@ class View:
             look = self.look(asked, name, predictor)
         except KNOWN as error:
             return dict.fromkeys(FIGURES, "") | parts | {"answer": answer.alert(sentence(error))}
-        parts["answer"] = answer.card(look, link=link_of(asked, look))
+        parts["answer"] = answer.card(look, link=link_of(asked, look), tab=asked.tab)
         return parts | self.open_tab(asked, look)
 
     def look(self, asked: Asked, name: str, predictor: Predictor) -> Look:
@@ -250,14 +248,6 @@ def guarded(drawn: Callable[[], str]) -> str:
         return drawn()
     except KNOWN as error:
         return answer.alert(sentence(error))
-
-
-def sentence(error: Exception) -> str:
-    """What went wrong, as a sentence."""
-    words = FOLDERS.sub("", str(error))
-    if isinstance(error, Overloaded):
-        words = f"The network has too much to do ({words}): try again in {error.retry_after_s} s"
-    return f"{words[:1].upper()}{words[1:]}{'' if words.endswith(('.', '?', '!')) else '.'}"
 
 
 def exit_of(predictor: Predictor, threshold: float | None) -> Exit:

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browsing import Browsing
 from serving_process import running
 from synthetic import write_bundle
+
+from serve.predictor import Predictor
 
 
 @pytest.fixture(scope="session")
@@ -39,16 +42,33 @@ def server(serve_env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture(scope="session")
-def page_alone(bundle_dir: Path, serve_env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def digits_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A synthetic bundle of digits in two precisions, on whose page there is everything; tests must not change it."""
+    folder = tmp_path_factory.mktemp("digits") / "bundle"
+    return write_bundle(folder, precisions=("fp32", "int8"), labels="0123", samples=10)
+
+
+@pytest.fixture(scope="session")
+def digits_server(
+    digits_dir: Path, serve_env: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """The URL of a running `bentoml serve` of it."""
+    log, env = tmp_path_factory.mktemp("digits-server") / "log", serve_env | {"TSERVE_BUNDLE": str(digits_dir)}
+    with running("bentoml", "serve", "--host", "127.0.0.1", env=env, ready="/readyz", log=log) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def page_alone(digits_dir: Path, serve_env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a running `python -m serve.demo BUNDLE`."""
     log = tmp_path_factory.mktemp("demo") / "log"
-    with running("serve.demo", str(bundle_dir), env=serve_env, ready="/", log=log) as url:
+    with running("serve.demo", str(digits_dir), env=serve_env, ready="/", log=log) as url:
         yield url
 
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
-    """Headless Chromium that can reach this machine only, and logs what it asks for."""
+    """Headless Chromium that can reach this machine only, with a camera that is none, and logs what it asks for."""
     webdriver = pytest.importorskip("selenium.webdriver")
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     driver = shutil.which("chromedriver")
@@ -58,9 +78,30 @@ def browser() -> Iterator[Any]:
     options.binary_location = chromium
     nowhere = "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"
     flags = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1280,900")
-    for flag in (*flags, nowhere):
+    camera = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
+    for flag in (*flags, *camera, nowhere):
         options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
     chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
     yield chrome
     chrome.quit()
+
+
+@pytest.fixture(scope="session")
+def fp32(digits_dir: Path) -> Predictor:
+    """What the pages of `digits_dir` show at first."""
+    return Predictor(digits_dir)
+
+
+@pytest.fixture
+def page(digits_server: str, browser: Any) -> Iterator[Browsing]:
+    """The service's page, on a laptop; afterwards nobody else was asked for anything, and nothing went wrong."""
+    with Browsing(browser, f"{digits_server}/ui/").on_a_laptop() as page:
+        yield page
+
+
+@pytest.fixture
+def alone(page_alone: str, browser: Any) -> Iterator[Browsing]:
+    """The same, of the page without the service."""
+    with Browsing(browser, f"{page_alone}/").on_a_laptop() as page:
+        yield page
