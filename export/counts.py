@@ -4,14 +4,26 @@ A synaptic operation (SOP) is one nonzero input value that reaches one output th
 positions of a kernel that fall outside the map (zero padding) do not count, borders and strides are followed, and a
 weight that happens to be zero is a synapse like any other. How events become additions, multiplications and joules
 is a matter of convention: export/conventions.py. What is counted here is what the ONNX model reports of an image.
+
+An update of a neuron is active at a step that moves its membrane: h[t] is not v[t-1] (export.graph.LIF). At any other
+step the neuron is idle, and an event-driven machine need not touch it. A neuron that fires is active.
+
+What the words mean is here; export/observe.py counts them while the Graph runs, in torch.
 """
 
+import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from export import graph as g
 from export import reference
+
+
+if TYPE_CHECKING:
+    from export.observe import Observed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,14 +53,46 @@ class SynapseCounts:
     sops: np.ndarray
     """Synaptic operations: nonzero input values times their fan-out, taps times `sops_per_tap`."""
 
+    @property
+    def input_reads(self) -> np.ndarray:
+        """Reads of an input value from memory: each that is not zero, once."""
+        return self.nonzero
+
+    @property
+    def weight_reads(self) -> np.ndarray:
+        """Reads of a weight: one for each synaptic operation; biases are apart."""
+        return self.sops
+
+    @property
+    def membrane_accesses(self) -> np.ndarray:
+        """Reads and writes of what the layer adds to: one of each for each synaptic operation."""
+        return 2 * self.sops
+
 
 @dataclass(frozen=True, kw_only=True)
 class NeuronCounts:
-    """The spikes of one LIF layer, int64 [T, N]; every neuron is updated at every step."""
+    """The events of one LIF layer, int64 [T, N]."""
 
     name: str
     neurons: int
     spikes: np.ndarray
+    active: np.ndarray
+    """Updates that move a membrane."""
+
+    @property
+    def idle(self) -> np.ndarray:
+        """Updates that leave a membrane as it was; a machine that works step by step makes them all the same."""
+        return self.neurons - self.active
+
+    @property
+    def membrane_accesses(self) -> np.ndarray:
+        """Reads and writes of membranes where every one is updated at every step: one of each."""
+        return np.full_like(self.spikes, 2 * self.neurons)
+
+    @property
+    def spike_writes(self) -> np.ndarray:
+        """Writes of a spike to memory: one for each."""
+        return self.spikes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,40 +150,63 @@ def spike_driven(graph: g.Graph) -> tuple[g.Conv | g.Dense, ...]:
     return tuple(node for node in graph.synapses if not static[node.inputs[0]])
 
 
-def taps(nonzero: np.ndarray, fan: np.ndarray) -> np.ndarray:
-    """Pairs of a nonzero input and a kernel position inside the output map: int64 [T, N].
-
-    nonzero: bool [T, N, C, H, W] with fan [H, W], or [T, N, C] with fan [1].
-    """
-    per_position = nonzero.sum(axis=2, dtype=np.int64)  # [T, N, H, W] or [T, N]
-    return (per_position.reshape(*nonzero.shape[:2], -1) * fan.ravel()).sum(axis=2)
-
-
-def count(graph: g.Graph, images: np.ndarray, *, batch_size: int = 8) -> Counts:
+def count(
+    graph: g.Graph, images: np.ndarray, *, batch_size: int = 32, device: str = "cpu", progress: bool = False
+) -> Counts:
     """Run `images` [N, C, H, W] in [0, 1] through the Graph in float32 and count its events.
 
     A Graph of events takes frames [T, N, C, H, W]: its images are recordings, and no layer is static. Memory grows with
-    `batch_size`, not with N. Raises ValueError where there are no images or the shape is wrong.
+    `batch_size`, not with N. progress: show a bar where stderr is a terminal. Raises ValueError where there are no
+    images or the shape is wrong.
     """
-    frames = reference.over_time(graph, images)
-    N = frames.shape[1]
-    if N == 0:
+    N = reference.over_time(graph, images).shape[1]
+    slices = (slice(start, start + batch_size) for start in range(0, N, batch_size))
+    parts = (images[:, part] if graph.input.event else images[part] for part in slices)
+    batches = (part.astype(np.float32, copy=False) for part in parts)
+    return count_batches(graph, batches, device=device, progress=progress, total=N)
+
+
+def count_batches(
+    graph: g.Graph,
+    batches: Iterable[np.ndarray],
+    *,
+    device: str = "cpu",
+    progress: bool = False,
+    total: int | None = None,
+) -> Counts:
+    """Like `count`, from batches of images as they come: of a batch, only its counts are kept.
+
+    total: how many images there will be, for the bar. Raises ValueError where there are none or a shape is wrong.
+    """
+    from export.observe import observe  # torch, which a command imports after it has read its arguments
+
+    shown = _bar(batches, total=total, axis=int(graph.input.event)) if progress else batches
+    seen = list(observe(graph, shown, device=device))
+    if not any(batch.images for batch in seen):
         raise ValueError("counting needs at least one image, got none")
-    static, layers = g.is_static(graph), spike_driven(graph)
-    fans = {node.name: fan_map(node, graph[node.inputs[0]].shape) for node in graph.synapses}
-    nonzero = {node.name: np.zeros((graph.T, N), np.int64) for node in graph.synapses}
-    tapped = {node.name: np.zeros((graph.T, N), np.int64) for node in graph.synapses}
-    spikes = {node.name: np.zeros((graph.T, N), np.int64) for node in graph.lif_layers}
-    for start in range(0, N, batch_size):
-        part = slice(start, start + batch_size)
-        values = reference.run_over_time(graph, frames[:, part].astype(np.float32))
-        for lif in graph.lif_layers:
-            spikes[lif.name][:, part] = _per_image(values[lif.name] != 0)
-        for node in layers:
-            events = values[node.inputs[0]] != 0
-            nonzero[node.name][:, part] = _per_image(events)
-            tapped[node.name][:, part] = taps(events, fans[node.name])
-    binary = g.is_binary(graph)
+    return _counts(graph, seen)
+
+
+def _bar(batches: Iterable[np.ndarray], *, total: int | None, axis: int) -> Iterator[np.ndarray]:
+    """The batches, with a bar of images that have been counted; axis: where the images of a batch are."""
+    from tqdm import tqdm
+
+    with tqdm(total=total, desc="Counting", unit="image", leave=False, disable=not sys.stderr.isatty()) as bar:
+        for batch in batches:
+            yield batch
+            bar.update(batch.shape[axis])
+
+
+def _counts(graph: g.Graph, seen: list["Observed"]) -> Counts:
+    """What was observed of a row of batches, and what follows from the Graph's shapes alone."""
+    found = {
+        key: {name: np.concatenate([getattr(batch, key)[name] for batch in seen], axis=1) for name in first}
+        for key, first in vars(seen[0]).items()
+        if key != "images"
+    }
+    static, binary = g.is_static(graph), g.is_binary(graph)
+    N = sum(batch.images for batch in seen)
+    nothing = np.zeros((graph.T, N), np.int64)
     return Counts(
         T=graph.T,
         num_images=N,
@@ -152,14 +219,20 @@ def count(graph: g.Graph, images: np.ndarray, *, batch_size: int = 8) -> Counts:
                 inputs=_size(graph[node.inputs[0]]),
                 outputs=_size(node),
                 dense_macs=dense_macs(node, graph[node.inputs[0]].shape),
-                nonzero=nonzero[node.name],
-                taps=tapped[node.name],
-                sops=tapped[node.name] * sops_per_tap(node),
+                nonzero=found["nonzero"].get(node.name, nothing),
+                taps=found["taps"].get(node.name, nothing),
+                sops=found["taps"].get(node.name, nothing) * sops_per_tap(node),
             )
             for node in graph.synapses
         ),
         neurons=tuple(
-            NeuronCounts(name=lif.name, neurons=_size(lif), spikes=spikes[lif.name]) for lif in graph.lif_layers
+            NeuronCounts(
+                name=lif.name,
+                neurons=_size(lif),
+                spikes=found["spikes"][lif.name],
+                active=found["active"][lif.name],
+            )
+            for lif in graph.lif_layers
         ),
         bias_additions=sum(_size(node) * _steps(graph, node, static) for node in graph.synapses),
         neuron_updates=sum(_size(lif) * graph.T for lif in graph.lif_layers),
@@ -183,8 +256,3 @@ def _size(node: g.Node) -> int:
 
 def _steps(graph: g.Graph, node: g.Node, static: dict[str, bool]) -> int:
     return 1 if static[node.name] else graph.T
-
-
-def _per_image(events: np.ndarray) -> np.ndarray:
-    """Sum over everything but the first two axes: [T, N]."""
-    return events.reshape(*events.shape[:2], -1).sum(axis=2)
