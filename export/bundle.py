@@ -49,6 +49,8 @@ class BundleConfig:
     """Accuracy that stopping early, and int8, may lose on validation images."""
     gallery: int = 20
     """Test images that go into the bundle as samples of the demo."""
+    teacher: Path | None = None
+    """An ANN to compare the energy with; default: the student's teacher, where its file is still there."""
     data_root: Path | None = None
     """Where data sets live; default: the environment variable TSERVE_DATA, else where it was trained from."""
 
@@ -98,7 +100,7 @@ def main(config: BundleConfig) -> Result:
         print("evaluating on the test split", flush=True)
         evaluation = evaluate.main(evaluate.EvaluateConfig(**common, out=new, device="cpu"))
         print("writing and verifying the ONNX models, and measuring when they may stop", flush=True)
-        counting = energy.EnergyConfig(**common, out=new, samples=config.samples)
+        counting = energy.EnergyConfig(**common, out=new, samples=config.samples, teacher=config.teacher)
         models = write_models(
             checkpoint,
             new,
@@ -116,7 +118,7 @@ def main(config: BundleConfig) -> Result:
         print("writing and verifying the NIR file", flush=True)
         nir = write_nir(common, new / "student.nir")
         print("counting operations", flush=True)
-        counted = energy.main(counting).report
+        counted = energy.main(counting, exits=models.exits, net=netx).report
         verification = {"onnx": models.verification, "netx": netx, "nir": nir}
         write_json(new / "verify.json", verification)
         about = {

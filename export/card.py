@@ -12,7 +12,8 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional
 
-from export.energy import joules
+from export.energy_account import joules
+from export.energy_view import markdown
 from export.exits_view import words
 from train import cli
 from train.checkpoint import Checkpoint
@@ -44,6 +45,7 @@ def summary_rows(
         ("energy of the ANN", f"{joules(ann['energy_J'])} ({ann['macs']:,} MACs), ratio {per_image['ratio']:.3f}"),
         ("  convention", f"{energy['convention']['name']}, prices of {energy['chip']}, no memory access"),
         *convention_rows(energy),
+        *comparison_rows(energy),
     ]
     return [
         *rows,
@@ -65,6 +67,14 @@ def convention_rows(energy: dict[str, Any]) -> list[tuple[str, str]]:
         snn, ann = joules(total["energy_J"]), joules(total["ann"]["energy_J"])
         rows.append((f"  by {entry['name']}", f"{snn}, ANN {ann}, ratio {total['ratio']:.3f}"))
     return rows
+
+
+def comparison_rows(energy: dict[str, Any]) -> list[tuple[str, str]]:
+    """What else could be run, in a sentence, and the published break-even."""
+    return [
+        ("  beside ANN and teacher", energy["comparison"]["verdict"]),
+        ("  break-even", energy["break_even"]["says"]),
+    ]
 
 
 def onnx_rows(onnx: dict[str, Any]) -> list[tuple[str, str]]:
@@ -208,6 +218,8 @@ Code: commit {git.get("commit", "unknown")}{" with local changes" if git.get("di
 How much depends on what is counted; here are {len(energy["conventions"])} conventions, none of which is the truth.
 
 {conventions}
+
+{markdown(energy)}
 
 The layers by `{energy["convention"]["name"]}`: {energy["convention"]["rules"]}
 

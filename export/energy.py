@@ -1,7 +1,8 @@
-"""`python -m export.energy CKPT [--samples 256] [--out DIR]`: count a student's operations and price them in joules.
+"""`python -m export.energy CKPT [--samples 256] [--teacher PATH]`: count a student's operations, price them in joules.
 
 Runs named test images through the student, counts every synaptic operation exactly (export/counts.py), prices them by
-four named conventions (export/conventions.py) beside the ANN of the same layers, and writes energy.json and energy.png.
+four named conventions (export/conventions.py) beside the ANN of the same layers, its teacher, other precisions and
+published prices of chips, and writes energy.json and energy.png.
 """
 
 from __future__ import annotations
@@ -9,22 +10,25 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
 
-from export.conventions import CONVENTIONS, Convention
-from export.conventions_terms import CannotCount, Charge, Origin, Spent, evaluate
+from export.conventions import CONVENTIONS
+from export.conventions_terms import Origin
 from export.counts import Counts, SynapseCounts, count
+from export.energy_account import account, per_image
+from export.energy_beside import Beside, find
+from export.energy_break_even import break_even
+from export.energy_compare import compare
 from export.graph import Graph
+from hardware.chip import Chip, load
+from hardware.estimate import itemise
 from train import cli
 
 
-if TYPE_CHECKING:
-    from hardware.chip import Chip, Fact
-
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +43,12 @@ class EnergyConfig:
     """Folder for energy.json and energy.png; default: the checkpoint's."""
     chip: str = "cmos45nm"
     """Prices: a file of hardware/chips that has those of every convention, as cmos45nm."""
+    teacher: Path | None = None
+    """An ANN to compare with; default: the student's teacher, where its file is still there."""
+    steps: float | None = None
+    """Mean steps of an image that stops when it is sure; default: as the bundle says."""
+    bundle: Path | None = None
+    """A bundle of this student, for the mean steps; default: bundle/ beside the checkpoint."""
     data_root: Path | None = None
     """Where data sets live; default: the environment variable TSERVE_DATA, else where it was trained from."""
 
@@ -57,17 +67,24 @@ class Result:
 
 
 def report(
-    graph: Graph, images: np.ndarray, *, named: dict[str, Any], chip: Chip, origin: Origin | None = None
+    graph: Graph,
+    images: np.ndarray,
+    *,
+    named: dict[str, Any],
+    chip: Chip,
+    origin: Origin | None = None,
+    beside: Beside | None = None,
 ) -> dict[str, Any]:
     """What energy.json holds: counts and joules for `images` [N, C, H, W] in [0, 1], means per image; JSON types.
 
     Of a Graph of events the images are recordings, frames [T, N, C, H, W], and its ANN sees one frame, their mean.
     named: which images these are (dataset, split, indices), recorded as it is. origin: what the Graph was lowered from;
-    without it the conventions that charge batch normalisation are left out. `energy_J` is in joules. Step t is counted
-    from 1. `input` of a layer is static (before the first LIF), binary (0 or 1) or graded. What stands outside of
-    `conventions` is priced by `convention`, event_exact.
+    without it the conventions that charge batch normalisation are left out. beside: what else is known of the student,
+    for `comparison`, `chips` and `accuracy_by_T`. `energy_J` is in joules. Step t is counted from 1. `input` of a layer
+    is static (before the first LIF), binary (0 or 1) or graded. What stands outside of `conventions`, `comparison` and
+    `chips` is priced by `convention`, event_exact.
     """
-    counts = count(graph, images)
+    counts, beside = count(graph, images, progress=True), beside or Beside()
     accounts = [account(convention, graph, counts, origin, chip) for convention in CONVENTIONS.values()]
     exact = next(entry for entry in accounts if entry["name"] == "event_exact")
     events = {layer.name: layer for layer in counts.synapses}
@@ -91,7 +108,7 @@ def report(
             for layer in exact["layers"]
         ],
         "per_image": {
-            "sops": _per_image(sops),
+            "sops": per_image(sops),
             **{key: exact["per_image"][key] for key in ("acs", "macs")},
             "static_macs": sum(layer.dense_macs for layer in counts.synapses if layer.static),
             **{key: exact["per_image"][key] for key in ("energy_J", "energy_J_std")},
@@ -106,7 +123,8 @@ def report(
             {
                 "name": layer.name,
                 "neurons": layer.neurons,
-                "spikes": _per_image(layer.spikes),
+                "spikes": per_image(layer.spikes),
+                "updates": {"active": per_image(layer.active), "idle": per_image(layer.idle)},
                 "firing_rate": [float(rate) for rate in layer.spikes.mean(axis=1) / layer.neurons],
             }
             for layer in counts.neurons
@@ -119,97 +137,10 @@ def report(
         },
         "conventions": accounts,
         "verdict": exact["verdict"],
-    }
-
-
-def account(convention: Convention, graph: Graph, counts: Counts, origin: Origin | None, chip: Chip) -> dict[str, Any]:
-    """One convention's entry in energy.json; of one that cannot count the Graph, `unavailable` says why.
-
-    `charges` are the coefficients from which the server prices a single image: serve/energy_record.py.
-    """
-    prices = {key: chip[fact] for key, fact in convention.prices().items()}
-    ac, mac = prices["ac"].value, prices["mac"].value
-    about: dict[str, Any] = {key: getattr(convention, key) for key in ("name", "title", "says", "source", "rules")}
-    about["blind_spots"] = list(convention.blind_spots)
-    about["prices"] = {key: _price(price) for key, price in prices.items()}
-    try:
-        charges = convention.charges(graph, origin, chip)
-    except CannotCount as reason:
-        return {**about, "unavailable": str(reason)}
-    spent = [evaluate(charge, counts) for charge in charges]
-    joules_of = [_joules(layer, ac, mac) for layer in spent]
-    ann = [_ann_joules(charge, ac, mac) for charge in charges]
-    energy = np.sum(joules_of, axis=0)  # [T, N]
-    sums = {key: np.sum([getattr(layer, key) for layer in spent], axis=0) for key in ("acs", "macs", "accesses")}
-    totals = {
-        **{key: _per_image(value) for key, value in sums.items()},
-        "energy_J": _per_image(energy),
-        "energy_J_std": float(energy.sum(axis=0).std()),
-        "ann": {
-            **{key: float(sum(getattr(charge.ann, key) for charge in charges)) for key in sums},
-            "energy_J": sum(ann),
-        },
-        "ratio": _per_image(energy) / sum(ann),
-    }
-    return {
-        **about,
-        "charges": [_written(charge, cost) for charge, cost in zip(charges, ann, strict=True)],
-        "layers": [
-            {
-                "name": charge.name,
-                **{key: _per_image(getattr(layer, key)) for key in sums},
-                "energy_J": _per_image(joules),
-                "ann_energy_J": cost,
-            }
-            for charge, layer, joules, cost in zip(charges, spent, joules_of, ann, strict=True)
-        ],
-        "per_image": totals,
-        "per_step": [
-            {
-                "t": t + 1,
-                **{key: float(value[t].mean()) for key, value in sums.items()},
-                "energy_J": float(energy[t].mean()),
-            }
-            for t in range(counts.T)
-        ],
-        "verdict": verdict(totals, convention.counting.format(chip=chip.name)),
-    }
-
-
-def verdict(totals: dict[str, Any], counting: str) -> str:
-    """One sentence that follows from the totals, favourable or not; `counting` is its end."""
-    snn, ann, ratio = totals["energy_J"], totals["ann"]["energy_J"], totals["ratio"]
-    word = "Favourable" if ratio < 1 else "Not favourable"
-    return f"{word}: an image costs the SNN {joules(snn)} and the ANN {joules(ann)}, a ratio of {ratio:.3g}, {counting}"
-
-
-def joules(value: float) -> str:
-    """Joules with a prefix, three significant digits: 4.2e-7 -> '420 nJ'."""
-    value = float(f"{value:.3g}")
-    scale, prefix = next(((s, p) for s, p in PREFIXES if value >= s), PREFIXES[-1])
-    return f"{value / scale:.3g} {prefix}J"
-
-
-PREFIXES = ((1.0, ""), (1e-3, "m"), (1e-6, "u"), (1e-9, "n"), (1e-12, "p"))
-
-
-def _joules(layer: Spent, ac: float, mac: float) -> np.ndarray:
-    return layer.acs * ac + layer.macs * mac + layer.access_J
-
-
-def _ann_joules(charge: Charge, ac: float, mac: float) -> float:
-    return charge.ann.acs * ac + charge.ann.macs * mac + charge.ann.access_J
-
-
-def _written(charge: Charge, ann_energy_J: float) -> dict[str, Any]:
-    """A Charge as bundle.json has it: what is zero is left out."""
-    terms = {key: getattr(charge, key).written() for key in ("acs", "macs", "accesses", "access_J")}
-    places = {key: getattr(charge, key) for key in ("synapse", "lif") if getattr(charge, key) is not None}
-    return {
-        "name": charge.name,
-        **places,
-        **{key: term for key, term in terms.items() if term},
-        "ann_energy_J": ann_energy_J,
+        "comparison": compare(accounts, beside, chip, T=graph.T),
+        "break_even": break_even(T=graph.T, spike_rate=spike_rate(counts)),
+        "chips": chips(counts, beside),
+        "accuracy_by_T": list(beside.accuracy_by_T) if beside.accuracy_by_T else None,
     }
 
 
@@ -219,35 +150,49 @@ def _events(layer: SynapseCounts, counts: Counts) -> dict[str, Any]:
         "kind": layer.kind,
         "input": "static" if layer.static else "binary" if layer.binary else "graded",
         "firing_rate_in": None if layer.static else float(layer.nonzero.mean() / layer.inputs),
-        "sops": _per_image(layer.sops),
+        "sops": per_image(layer.sops),
     }
 
 
-def _per_image(counted: np.ndarray) -> float:
-    """Mean over the images of the sum over the steps of [T, N]."""
-    return float(counted.sum(axis=0).mean())
+def chips(counts: Counts, beside: Beside) -> dict[str, Any]:
+    """What is published of real chips, for the student's events and for its .net file; never mixed with conventions."""
+    events = {
+        "synops": sum(per_image(layer.sops) for layer in counts.synapses),
+        "image_synops": float(sum(layer.dense_macs for layer in counts.synapses if layer.static)),
+        "active": sum(per_image(layer.active) for layer in counts.neurons),
+        "inactive": sum(per_image(layer.idle) for layer in counts.neurons),
+        "spikes": sum(per_image(layer.spikes) for layer in counts.neurons),
+    }
+    net = {"left_out": beside.net} if isinstance(beside.net, str) else dict(beside.net)
+    return {
+        "of_the_student": [itemise(load(name), **events, T=counts.T) for name in ("loihi1", "loihi2")],
+        "of_the_net_file": net,
+    }
 
 
-def _price(price: Fact) -> dict[str, Any]:
-    return {"value": price.value, "unit": price.unit, "source": price.source, "status": price.status}
+def spike_rate(counts: Counts) -> float:
+    """Spikes per neuron and step."""
+    neurons = sum(layer.neurons for layer in counts.neurons)
+    return sum(per_image(layer.spikes) for layer in counts.neurons) / (neurons * counts.T)
 
 
-def main(config: EnergyConfig) -> Result:
-    """Count, price, and write energy.json and energy.png."""
+def main(config: EnergyConfig, *, exits: dict[str, Any] | None = None, net: dict[str, Any] | None = None) -> Result:
+    """Count, price, and write energy.json and energy.png. exits, net: see energy_beside.find."""
     from export.conventions_origin import origin_of
-    from export.energy_view import plot
+    from export.energy_plot import plot
     from export.images import real_images
     from export.lower import lower
-    from hardware import chip
     from train import record
     from train.checkpoint import Checkpoint
 
-    prices = chip.load(config.chip)
+    prices = load(config.chip)
     checkpoint = Checkpoint.load_student(config.checkpoint)
+    named = {key: getattr(config, key) for key in ("teacher", "steps", "bundle")}
+    beside = find(checkpoint, config.checkpoint, chip=prices, **named, exits=exits, net=net)
     graph = lower(checkpoint)
     real = real_images(checkpoint, split="test", limit=config.samples, root=config.data_root)
     origin = origin_of(checkpoint.network(), graph)
-    content = report(graph, real.images, named=real.describe(), chip=prices, origin=origin)
+    content = report(graph, real.images, named=real.describe(), chip=prices, origin=origin, beside=beside)
     content["checkpoint_sha256"] = checkpoint.sha256
     out = config.out or config.checkpoint.parent
     result = Result(json=out / "energy.json", plot=out / "energy.png", report=content)

@@ -1,14 +1,13 @@
-"""What a person sees of energy.json: tables and a plot, drawn from the file's content and nothing else."""
+"""What a person reads of energy.json: tables, drawn from the file's content and nothing else."""
 
 from collections.abc import Sequence
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any
 
-from export.energy import joules
+from export.energy_account import joules
 
 
-SNN, ANN = "#0072B2", "#999999"  # blue and grey: told apart by the colour-blind and in print
+NAMES = {"ann": "ANN of the same layers", "teacher": "teacher", "snn": "SNN", "early": "SNN, stopped early"}
 
 
 def table(report: dict[str, Any]) -> str:
@@ -43,8 +42,80 @@ def table(report: dict[str, Any]) -> str:
             "",
             *aligned([("convention", "SNN", "ANN", "ratio", "ACs", "MACs", "accesses"), *conventions(report)], left=1),
             *verdicts(report),
+            "",
+            *comparison(report),
+            "",
+            f"break-even with data movement: {report['break_even']['says']}",
+            "",
+            *chip_lines(report),
         ]
     )
+
+
+def comparison(report: dict[str, Any]) -> list[str]:
+    """Every network in every precision, joules an image by convention; what is left out; the sentences."""
+    found, names = report["comparison"], [entry["name"] for entry in report["conventions"]]
+    rows = [("what would run", "in", "steps", "accuracy", *names)]
+    for row in found["rows"]:
+        energy = row["energy_J"]
+        steps = "" if row["mean_steps"] is None else f"{row['mean_steps']:.2f}"
+        accuracy = "" if row["accuracy"] is None else f"{row['accuracy']:.2%}"
+        cells = (joules(energy[name]) if name in energy else "-" for name in names)
+        rows.append((NAMES[row["what"]], row["precision"], steps, accuracy, *cells))
+    return [
+        *aligned(rows, left=2),
+        *(f"left out: {entry['what']}: {entry['reason']}" for entry in found["left_out"]),
+        found["verdict"],
+        *found["verdicts"],
+    ]
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """What a user would run instead, and what chips would spend, as Markdown."""
+    found, names = report["comparison"], [entry["name"] for entry in report["conventions"]]
+    head = ["what would run", "in", "mean steps", *names]
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    for row in found["rows"]:
+        steps = "" if row["mean_steps"] is None else f"{row['mean_steps']:.2f}"
+        cells = (joules(row["energy_J"][name]) if name in row["energy_J"] else "-" for name in names)
+        lines.append(f"| {NAMES[row['what']]} | {row['precision']} | {steps} | {' | '.join(cells)} |")
+    sentences = [found["verdict"], *found["verdicts"], report["break_even"]["says"]]
+    sentences += [f"Left out: {entry['what']}: {entry['reason']}." for entry in found["left_out"]]
+    chips = [line if line.startswith("  ") else f"- {line}" for line in chip_lines(report)]
+    return "\n".join(
+        [
+            *("What a user would run instead, joules an image:", "", *lines, ""),
+            *(f"- {sentence}" for sentence in sentences),
+            *("", "On real chips, by what is published of each (estimates; nothing above is part of them):", ""),
+            *(f"  - {line.strip()}" if line.startswith("  ") else line for line in chips),
+        ]
+    )
+
+
+def chip_lines(report: dict[str, Any]) -> list[str]:
+    """What is published of real chips, each line by itself."""
+    lines = []
+    for chip in report["chips"]["of_the_student"]:
+        if chip["energy_J"] is None:
+            lines += [f"{chip['title']}: {chip['lines'][0]['left_out']}", f"  {chip_line(chip['static'])}"]
+            continue
+        lines.append(f"{chip['title']}: an image's operations {joules(chip['energy_J'])}, static power apart")
+        lines += [f"  {chip_line(line)}" for line in (*chip["lines"], chip["static"])]
+    net = report["chips"]["of_the_net_file"]
+    if "left_out" in net:
+        return [*lines, f"the .net file: {net['left_out']}"]
+    cost = net["per_image"]
+    return [
+        *lines,
+        f"the .net file, relays and pooling included: {joules(cost['energy_J'])} of operations at Loihi 1's prices,"
+        f" {joules(cost['static_energy_J'])} of a Loihi 2 board's static power (estimates)",
+    ]
+
+
+def chip_line(line: dict[str, Any]) -> str:
+    """One line of a chip's list."""
+    count = f"{line['count']:,.0f} " if "count" in line else ""
+    return f"{count}{line['what']}: " + (joules(line["energy_J"]) if "energy_J" in line else line["left_out"])
 
 
 def aligned(rows: Sequence[Sequence[str]], *, left: int) -> list[str]:
@@ -91,54 +162,3 @@ def _row(layer: dict[str, Any]) -> tuple[str, ...]:
         f"{layer['dense_macs']:,}",
         joules(layer["ann_energy_J"]),
     )
-
-
-def plot(report: dict[str, Any], path: Path) -> None:
-    """Draw energy by layer and by step, and SNN / ANN in every convention, as a PNG; every axis starts at zero."""
-    from matplotlib.figure import Figure
-
-    layers, steps, total = report["layers"], report["per_step"], report["per_image"]
-    peak = max(v for layer in layers for v in (layer["energy_J"], layer["ann_energy_J"]))
-    text = joules(peak).split()[1]
-    unit = peak / float(joules(peak).split()[0])
-    figure = Figure(figsize=(14, 2.2 + 0.32 * len(layers)), layout="constrained")
-    by_layer, by_step, by_convention = figure.subplots(1, 3, width_ratios=(3, 2, 2))
-    rows = range(len(layers))
-    for offset, key, colour, label in ((-0.2, "energy_J", SNN, "SNN"), (0.2, "ann_energy_J", ANN, "ANN")):
-        values = [layer[key] / unit for layer in layers]
-        by_layer.barh([row + offset for row in rows], values, height=0.38, color=colour, label=label)
-    by_layer.set_yticks(rows, [layer["name"] for layer in layers])
-    by_layer.invert_yaxis()
-    by_layer.set(xlabel=f"energy of one image, {text}", xlim=(0, None), title="by layer")
-    by_layer.legend(frameon=False)
-    by_step.bar([step["t"] for step in steps], [step["energy_J"] / unit for step in steps], color=SNN, width=0.6)
-    by_step.set_xticks([step["t"] for step in steps])
-    by_step.set(
-        xlabel="time step (1 includes what sees the image)",
-        ylabel=f"energy of one image, {text}",
-        ylim=(0, None),
-        title="SNN by step",
-    )
-    draw_ratios(report, by_convention)
-    for axes in (by_layer, by_step, by_convention):
-        axes.spines[["top", "right"]].set_visible(False)
-    images = report["images"]
-    figure.suptitle(
-        f"SNN {joules(total['energy_J'])}, ANN {joules(total['ann']['energy_J'])} an image"
-        f" (ratio {total['ratio']:.3g}); {images['count']} {images['split']} images of {images['dataset']},"
-        f" {report['convention']['name']}, {report['chip']}",
-        fontsize=10,
-    )
-    figure.savefig(path, dpi=150)
-
-
-def draw_ratios(report: dict[str, Any], axes: Any) -> None:
-    """The SNN's energy over the ANN's in each convention that counts this network; 1 is marked."""
-    counted = [entry for entry in report["conventions"] if "per_image" in entry]
-    ratios = [entry["per_image"]["ratio"] for entry in counted]
-    bars = axes.barh(range(len(counted)), ratios, height=0.6, color=SNN)
-    axes.bar_label(bars, [f"{ratio:.3g}" for ratio in ratios], padding=3)
-    axes.set_yticks(range(len(counted)), [entry["name"] for entry in counted])
-    axes.invert_yaxis()
-    axes.axvline(1, color="black", linewidth=1, linestyle="--")
-    axes.set(xlabel="energy, SNN / ANN (1: as much)", xlim=(0, 1.2 * max(1, *ratios)), title="by convention")

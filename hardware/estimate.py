@@ -2,7 +2,8 @@
 
 Events are counted from the spikes of a real run, relays and pooling layers included. No table of energies per operation
 has been published for Loihi 2, so they are priced by Loihi 1's, and time and static power by those measured on a Loihi
-2 board with another network: both are estimates, and each names its source.
+2 board with another network: both are estimates, and each names its source. `itemise` prices events by what is
+published of one chip alone, and leaves out the rest with the reason.
 """
 
 from dataclasses import asdict, dataclass
@@ -114,6 +115,61 @@ def estimate(net: Net, events: tuple[Events, ...], *, prices: Chip, board: Chip)
             "an estimate: operations of this network priced by Loihi 1's pre-silicon figures (Loihi 2 has no published "
             "ones), time and static power as measured on a Loihi 2 board with another network"
         ),
+    }
+
+
+LINES = (
+    ("synaptic operations of spikes", "synops", "energy.synaptic_operation"),
+    ("synaptic operations of the image, once and densely", "image_synops", "energy.synaptic_operation"),
+    ("neuron updates that move a membrane (active)", "active", "energy.neuron_update_active"),
+    ("neuron updates that do not (inactive)", "inactive", "energy.neuron_update_inactive"),
+    ("spikes, as if each stayed within its tile", "spikes", "energy.spike_within_tile"),
+)
+"""What a chip spends energy on, which count of an image it goes by, and its price."""
+STATIC = ("board.pilotnet_lif.power_static", "board.pilotnet_lif.time_per_step")
+
+
+def itemise(
+    chip: Chip, *, synops: float, image_synops: float, active: float, inactive: float, spikes: float, T: int
+) -> dict[str, Any]:
+    """An image's events at the published prices of one chip, line by line, JSON types; none is taken from another.
+
+    What the chip has no price for has `left_out`, the reason, in place of `energy_J`. The published table does not say
+    when an update is active: here, when it moves the membrane. `energy_J` is the sum of the lines that have a price,
+    None where there are none. `static` is the power that flows while nothing happens, for T steps, and is in no sum.
+    """
+    counts = {"synops": synops, "image_synops": image_synops, "active": active, "inactive": inactive, "spikes": spikes}
+    lines = [_line(chip, what, counts[count], key) for what, count, key in LINES]
+    priced = [line["energy_J"] for line in lines if "energy_J" in line]
+    hops = "these events are placed on no cores here, so the number of hops is not known"
+    return {
+        "chip": chip.name,
+        "title": chip.title,
+        "lines": [*lines, {"what": "spikes from tile to tile", "left_out": hops}],
+        "energy_J": sum(priced) if priced else None,
+        "static": _static(chip, T),
+    }
+
+
+def _line(chip: Chip, what: str, count: float, key: str) -> dict[str, Any]:
+    line: dict[str, Any] = {"what": what, "count": count}
+    if key not in chip:
+        return {**line, "left_out": "no energy of this operation has been published for this chip"}
+    return {**line, "energy_J": count * chip[key].value, "price": cited(chip[key], chip)}
+
+
+def _static(chip: Chip, T: int) -> dict[str, Any]:
+    what = "static power"
+    if any(key not in chip for key in STATIC):
+        return {"what": what, "left_out": "no static power and no time of a step have been published for this chip"}
+    power, step = (chip[key] for key in STATIC)
+    return {
+        "what": what,
+        "time_s": T * step.value,
+        "energy_J": power.value * T * step.value,
+        "power": cited(power, chip),
+        "time_per_step": cited(step, chip),
+        "note": "measured on a board with another network; it does not scale with this one",
     }
 
 

@@ -16,6 +16,7 @@ from live_networks import write_checkpoint
 from export import bundle as command
 from export import card, energy
 from export.conventions_origin import origin_of
+from export.energy_account import joules
 from export.images import RealImages, real_images
 from export.lower import lower
 from hardware import chip
@@ -94,6 +95,21 @@ def test_the_parts_agree_on_what_was_measured(bundle: Path, student: Path) -> No
     assert about["name"] == "digits-vgg_small-tser-T4"
     assert about["lif_layers"] == [layer["name"] for layer in counted["lif_layers"]]
     assert about["energy"]["static_macs"] == counted["per_image"]["static_macs"]
+
+
+def test_the_energy_is_compared_with_what_the_bundle_found_out(bundle: Path, student: Path) -> None:
+    about, counted, netx = (read(bundle, name) for name in ("bundle", "energy", "student.net"))
+    rows = {(row["what"], row["precision"]): row for row in counted["comparison"]["rows"]}
+    for precision, found in about["exits"].items():
+        chosen = next(row for row in found["table"] if row["threshold"] == found["threshold"])
+        early = rows["early", precision]
+        assert (early["mean_steps"], early["accuracy"]) == (chosen["mean_steps"], chosen["accuracy"])
+    assert counted["comparison"]["teacher"]["sha256"] == Checkpoint.load(student).metrics["teacher_sha256"]
+    assert counted["comparison"]["teacher"]["taught"]
+    assert counted["chips"]["of_the_net_file"] == netx["cost"]
+    described = (bundle / "card.md").read_text()
+    for sentence in (*counted["comparison"]["verdicts"], counted["comparison"]["verdict"]):
+        assert sentence in described
 
 
 def test_the_server_gives_what_onnxruntime_gives_and_what_the_student_answers(
@@ -210,7 +226,7 @@ def test_the_card_and_the_summary_are_drawn_from_the_json_files(
     counted = read(bundle, "energy")
     for entry in counted["conventions"]:
         total = entry["per_image"]
-        both = f"{energy.joules(total['energy_J'])}, ANN {energy.joules(total['ann']['energy_J'])}"
+        both = f"{joules(total['energy_J'])}, ANN {joules(total['ann']['energy_J'])}"
         assert f"by {entry['name']} | {both}, ratio {total['ratio']:.3f}" in table
         assert entry["verdict"] in (bundle / "card.md").read_text()
         del entry["charges"]  # of use to the server alone
@@ -232,7 +248,7 @@ def test_an_interrupted_bundle_leaves_the_old_one(
     out.mkdir()
     (out / "bundle.json").write_text("old")
 
-    def interrupt(_: Any) -> None:
+    def interrupt(_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(energy, "main", interrupt)

@@ -43,6 +43,7 @@ def described(model: Any, content: dict[str, Any]) -> Any:
         "conventions": [convention(entry) for entry in content["conventions"]],
     }
     parts = {key: known[key] for key in ("synapses", "lif_layers", "lif_shapes")}
+    parts["neurons"] = np.array([np.prod(shape) for shape in known["lif_shapes"]], np.int64)
     return SimpleNamespace(energy=EnergyRecord.model_validate(energy), **parts)
 
 

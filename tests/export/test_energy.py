@@ -12,8 +12,10 @@ from small_graphs import dyadic_images, every_node
 from export.conventions import CONVENTIONS
 from export.conventions_terms import Origin, evaluate
 from export.counts import count
-from export.energy import EnergyConfig, joules, report, verdict
-from export.energy_view import plot, table
+from export.energy import EnergyConfig, report
+from export.energy_account import joules, verdict
+from export.energy_plot import plot
+from export.energy_view import table
 from hardware import chip
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hardware import chip, netx_sim
-from hardware.estimate import Events, count, estimate, synops
+from hardware.estimate import Events, count, estimate, itemise, synops
 from hardware.net import ConvLayer, DenseLayer, FlattenLayer, InputLayer, Net, Neuron
 
 
@@ -170,3 +170,27 @@ def test_the_prices_are_those_of_the_papers_table() -> None:
     prices = chip.load("loihi1")
     assert prices["energy.synaptic_operation"].value == pytest.approx(23.6e-12)
     assert prices["energy.neuron_update_active"].value == pytest.approx(81e-12)
+
+
+EVENTS = {"synops": 1000.0, "image_synops": 200.0, "active": 30.0, "inactive": 5.0, "spikes": 7.0}
+
+
+def test_a_chips_own_prices_make_its_list_and_static_power_is_in_no_sum() -> None:
+    found = itemise(chip.load("loihi1"), **EVENTS, T=4)
+    priced = [line["energy_J"] for line in found["lines"] if "energy_J" in line]
+    # Davies et al. 2018, Table 2: 23.6, 81, 52 and 1.7 pJ.
+    assert priced == pytest.approx([1000 * 23.6e-12, 200 * 23.6e-12, 30 * 81e-12, 5 * 52e-12, 7 * 1.7e-12])
+    assert found["energy_J"] == pytest.approx(sum(priced))
+    assert all("Davies" in line["price"]["source"] for line in found["lines"] if "energy_J" in line)
+    assert [line["what"] for line in found["lines"] if "left_out" in line] == ["spikes from tile to tile"]
+    assert "left_out" in found["static"]
+
+
+def test_what_is_unpublished_of_loihi_2_is_left_out_and_takes_no_price_of_loihi_1() -> None:
+    board = chip.load("loihi2")
+    found = itemise(board, **EVENTS, T=4)
+    assert found["energy_J"] is None
+    assert all("left_out" in line and "energy_J" not in line for line in found["lines"])
+    step, power = (board[f"board.pilotnet_lif.{name}"].value for name in ("time_per_step", "power_static"))
+    assert found["static"]["energy_J"] == pytest.approx(4 * step * power)
+    assert "another network" in found["static"]["note"]
