@@ -3,12 +3,14 @@
 Trains every student of a table or figure with the same teacher, data and seeds, and writes the paper's figures and ours
 side by side: results/reproduce-EXPERIMENT-BUDGET.json, and a table (.md) and a picture (.png) drawn from it. A run that
 was broken off goes on where it was when the command is given again; students that experiments share are trained once.
+table4 also counts the spikes of every student, by `python -m export.energy`, and checks the paper's own arithmetic.
 """
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,7 +24,7 @@ from train import cli
 class ReproduceConfig:
     """Which experiment, and how much of it."""
 
-    experiment: Annotated[Literal["table1", "table3", "fig2", "fig3", "fig4", "fig5"], Positional]
+    experiment: Annotated[Literal["table1", "table3", "table4", "fig2", "fig3", "fig4", "fig5"], Positional]
     """Table or figure of the paper."""
     budget: Literal["smoke", "short", "full"] = "short"
     """smoke: digits, under a minute; short: 10,000 images of CIFAR-10 on a CPU; full: the paper's, for a GPU."""
@@ -48,14 +50,13 @@ class ReproduceConfig:
 
 def main(config: ReproduceConfig) -> dict[str, Any]:
     """Train what is missing and return the report; its files are written anew after every student."""
-    from train.experiments import report
     from train.experiments.paper import EXPERIMENTS
-    from train.experiments.plots import plot
     from train.experiments.running import Place, outcomes
     from train.record import atomic, write_json
 
     began = time.monotonic()
     experiment = EXPERIMENTS[config.experiment]
+    report = reporting(config.experiment)
     everything = experiment.variants(config.budget)
     chosen = [v for v in everything if config.only in f"{v.group} {v.name}".strip()]
     groups = {v.group for v in chosen}
@@ -74,18 +75,35 @@ def main(config: ReproduceConfig) -> dict[str, Any]:
         write_json(base.with_suffix(".json"), found)
         with atomic(base.with_suffix(".md")) as new:
             new.write_text(report.markdown(found), encoding="utf-8")
-    plot(found, base.with_suffix(".png"))
+    report.plot(found, base.with_suffix(".png"))
     return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reporting:
+    """How an experiment is written down."""
+
+    content: Callable[..., dict[str, Any]]
+    markdown: Callable[[dict[str, Any]], str]
+    plot: Callable[[dict[str, Any], Path], None]
+
+
+def reporting(experiment: str) -> Reporting:
+    """Table 4 has figures of its own, and all others are written alike."""
+    from train.experiments import plots, report, table4_plots, table4_report
+
+    if experiment == "table4":
+        return Reporting(content=table4_report.content, markdown=table4_report.markdown, plot=table4_plots.plot)
+    return Reporting(content=report.content, markdown=report.markdown, plot=plots.plot)
 
 
 def command(argv: list[str]) -> None:
     """Parse, run, print the table."""
     config = cli.parse(ReproduceConfig, argv=argv, prog="python -m train.reproduce", description=__doc__ or "")
     found = main(config)
-    from train.experiments.report import markdown
-
     base = config.out / f"reproduce-{config.experiment}-{config.budget}"
-    print(f"\n{markdown(found)}\n{len(found['runs'])} students, {found['seconds'] / 60:.1f} minutes")
+    print(f"\n{reporting(config.experiment).markdown(found)}")
+    print(f"{len(found['runs'])} students, {found['seconds'] / 60:.1f} minutes")
     print(f"written: {base}.json, .md, .png")
 
 
