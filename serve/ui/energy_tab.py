@@ -15,7 +15,7 @@ LAYER = 20
 
 def summary(look: Look, *, suffix: str = "") -> str:
     """For each convention two bars from zero, the SNN's up to the step that is looked at and the ANN's."""
-    block, top, length = 46, 26, WIDTH - 90
+    block, top, length = 52, 26, WIDTH - 90
     told = look.accounts
     counted = [account for account in told[-1] if account.unavailable is None]
     parts = [key(0, 8, "SNN", SNN), key(60, 8, "ANN of the same layers", ANN)]
@@ -26,8 +26,8 @@ def summary(look: Look, *, suffix: str = "") -> str:
             parts.append(text(WIDTH, y + 12, "cannot count this network", anchor="end"))
             continue
         most = max(account.energy_J, account.ann_energy_J) or 1.0
-        parts.append(rect(0, y + 28, length * account.ann_energy_J / most, BAR, ANN))
-        parts.append(text(WIDTH, y + 37, si(account.ann_energy_J, "J"), anchor="end", kind="small"))
+        parts.append(rect(0, y + 30, length * account.ann_energy_J / most, BAR, ANN))
+        parts.append(text(WIDTH, y + 40, si(account.ann_energy_J, "J"), anchor="end", kind="small"))
         for t in range(1, look.T + 1):
             now = told[t - 1][i]
             drawn = rect(0, y + 17, length * now.energy_J / most, BAR, SNN)
@@ -89,15 +89,15 @@ def layers(look: Look, convention: int) -> str:
     if whole.unavailable is not None:
         words = f"{whole.says} It cannot count this network: {whole.unavailable}."
         return figure(id, title, "", data=energies(whole), note=escape(words))
-    left, right, row, top = name_width([layer.name for layer in whole.layers], LAYER), 70, 25, 26
+    left, right, row, top = name_width([layer.name for layer in whole.layers], LAYER), 70, 30, 26
     length = WIDTH - left - right
     most = max(max(layer.energy_J, layer.ann_energy_J) for layer in whole.layers) or 1.0
     parts = []
     for i, layer in enumerate(whole.layers):
         y = top + row * i
-        parts.append(row_name(left - 8, y + 14, layer.name, characters=LAYER, tail=True))
-        parts.append(rect(left, y + 12, length * layer.ann_energy_J / most, 9, ANN))
-        parts.append(text(WIDTH, y + 21, si(layer.ann_energy_J, "J"), anchor="end", kind="small"))
+        parts.append(row_name(left - 8, y + 16, layer.name, characters=LAYER, tail=True))
+        parts.append(rect(left, y + 14, length * layer.ann_energy_J / most, 9, ANN))
+        parts.append(text(WIDTH, y + 24, si(layer.ann_energy_J, "J"), anchor="end", kind="small"))
         for t, account in enumerate(rows, 1):
             now = account.layers[i]
             words = f"{si(now.energy_J, 'J')}"
