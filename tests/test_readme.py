@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from export.card import PARTS, markdown_table, summary_rows
+from export.energy_view import markdown
 
 
 ROOT = Path(__file__).parent.parent
@@ -22,6 +23,13 @@ COMMANDS = sorted(
 def test_the_table_is_the_one_that_the_results_file_gives() -> None:
     found = json.loads((ROOT / "results/digits-vgg_small-tser-T4.json").read_text())
     assert markdown_table(summary_rows(*(found[part] for part in PARTS))) in README
+
+
+def test_the_energies_are_those_of_the_results_file() -> None:
+    report = json.loads((ROOT / "results/energy-cifar10-vgg_small-T4.json").read_text())
+    table = [line for line in markdown(report).splitlines() if line.startswith("|")]
+    assert "\n".join(table) in README
+    assert report["comparison"]["verdict"] in " ".join(README.split())
 
 
 def test_every_file_that_is_named_exists() -> None:
