@@ -21,11 +21,14 @@ from export.images import RealImages, real_images
 from export.lower import lower
 from hardware import chip
 from serve.anytime import StepModel
+from serve.bundle import read as read_bundle
 from serve.energy import accounts
 from serve.exits import Exit
 from serve.images import decode
 from serve.predictor import Predictor
 from serve.session import open_session
+from serve.ui.chip import chip_tab
+from serve.web.schema import Classification
 from train.checkpoint import Checkpoint
 from train.config import NetConfig
 
@@ -213,6 +216,19 @@ def test_energy_of_an_image_at_the_server_is_the_counted_one(bundle: Path, stude
             for layer, wanted in zip(account.layers, entry["layers"], strict=True):
                 assert layer.energy_J == pytest.approx(wanted["energy_J"], rel=1e-12)
         assert found[2].energy_J == answer.energy_J
+        said = Classification.of(answer, predictor.about).energies  # what /classify answers
+        for entry in counted["conventions"]:
+            wanted = (entry["per_image"]["energy_J"], entry["per_image"]["ann"]["energy_J"])
+            told = said[entry["name"]]
+            assert (told.energy_J, told.ann_energy_J) == pytest.approx(wanted, rel=1e-12)
+
+
+def test_the_page_shows_what_the_net_file_is(bundle: Path) -> None:
+    page, report = chip_tab(read_bundle(bundle)), read(bundle, "student.net")
+    assert 'id="chip-layers"' in page
+    for layer in report["layers"]:
+        assert layer["name"] in page
+        assert f"{layer['vThMant']:,}" in page
 
 
 def test_the_card_and_the_summary_are_drawn_from_the_json_files(
