@@ -100,7 +100,7 @@ def main(config: BundleConfig) -> Result:
         print("evaluating on the test split", flush=True)
         evaluation = evaluate.main(evaluate.EvaluateConfig(**common, out=new, device="cpu"))
         print("writing and verifying the ONNX models, and measuring when they may stop", flush=True)
-        counting = energy.EnergyConfig(**common, out=new, samples=config.samples, teacher=config.teacher)
+        counting = energy.EnergyConfig(**common, out=new, samples=config.samples, teacher=config.teacher, device="cpu")
         models = write_models(
             checkpoint,
             new,

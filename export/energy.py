@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
@@ -49,6 +49,8 @@ class EnergyConfig:
     """Mean steps of an image that stops when it is sure; default: as the bundle says."""
     bundle: Path | None = None
     """A bundle of this student, for the mean steps; default: bundle/ beside the checkpoint."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the student runs while its events are counted."""
     data_root: Path | None = None
     """Where data sets live; default: the environment variable TSERVE_DATA, else where it was trained from."""
 
@@ -74,17 +76,18 @@ def report(
     chip: Chip,
     origin: Origin | None = None,
     beside: Beside | None = None,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """What energy.json holds: counts and joules for `images` [N, C, H, W] in [0, 1], means per image; JSON types.
 
     Of a Graph of events the images are recordings, frames [T, N, C, H, W], and its ANN sees one frame, their mean.
     named: which images these are (dataset, split, indices), recorded as it is. origin: what the Graph was lowered from;
     without it the conventions that charge batch normalisation are left out. beside: what else is known of the student,
-    for `comparison`, `chips` and `accuracy_by_T`. `energy_J` is in joules. Step t is counted from 1. `input` of a layer
-    is static (before the first LIF), binary (0 or 1) or graded. What stands outside of `conventions`, `comparison` and
-    `chips` is priced by `convention`, event_exact.
+    for `comparison`, `chips` and `accuracy_by_T`. device: where the Graph runs. `energy_J` is in joules. Step t is
+    counted from 1. `input` of a layer is static (before the first LIF), binary (0 or 1) or graded. What stands outside
+    of `conventions`, `comparison` and `chips` is priced by `convention`, event_exact.
     """
-    counts, beside = count(graph, images, progress=True), beside or Beside()
+    counts, beside = count(graph, images, device=device, progress=True), beside or Beside()
     accounts = [account(convention, graph, counts, origin, chip) for convention in CONVENTIONS.values()]
     exact = next(entry for entry in accounts if entry["name"] == "event_exact")
     events = {layer.name: layer for layer in counts.synapses}
@@ -184,6 +187,7 @@ def main(config: EnergyConfig, *, exits: dict[str, Any] | None = None, net: dict
     from export.lower import lower
     from train import record
     from train.checkpoint import Checkpoint
+    from train.metrics import pick_device
 
     prices = load(config.chip)
     checkpoint = Checkpoint.load_student(config.checkpoint)
@@ -192,7 +196,8 @@ def main(config: EnergyConfig, *, exits: dict[str, Any] | None = None, net: dict
     graph = lower(checkpoint)
     real = real_images(checkpoint, split="test", limit=config.samples, root=config.data_root)
     origin = origin_of(checkpoint.network(), graph)
-    content = report(graph, real.images, named=real.describe(), chip=prices, origin=origin, beside=beside)
+    shown: dict[str, Any] = {"named": real.describe(), "chip": prices, "origin": origin, "beside": beside}
+    content = report(graph, real.images, **shown, device=pick_device(config.device))
     content["checkpoint_sha256"] = checkpoint.sha256
     out = config.out or config.checkpoint.parent
     result = Result(json=out / "energy.json", plot=out / "energy.png", report=content)
