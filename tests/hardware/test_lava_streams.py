@@ -75,9 +75,12 @@ def test_a_recording_that_does_not_fit_the_disk_is_refused(written: Path, monkey
 def kill_one(folder: Path, choose: Callable[[dict[int, int]], int]) -> Callable[[int], None]:
     """A `progress` that kills one of the simulation's processes once it is under way."""
 
+    killed: list[int] = []
+
     def progress(done: int) -> None:
-        if done:
-            os.kill(choose(processes(folder)), signal.SIGKILL)
+        if done and not killed:  # it is asked again while the others end
+            killed.append(choose(processes(folder)))
+            os.kill(killed[0], signal.SIGKILL)
 
     return progress
 
