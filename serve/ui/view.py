@@ -31,6 +31,7 @@ ALONE = (
     "There is nothing to compare with: one network in one precision is served. Serve several bundles: "
     "TSERVE_BUNDLE=A,B bentoml serve, or python -m serve.demo A B."
 )
+RENEWED = "This network has been replaced at the server: the page shows the new one from here on."
 KNOWN = (ValueError, UnknownModel, Overloaded)
 """What a page says in words: a bad image or setting, a bundle that cannot be read (BundleError), too much to do."""
 FIGURES = ("probabilities", "rates", "sureness", "energy", "spikes", "energies", "compare")
@@ -105,6 +106,7 @@ class View:
         that are asked for stay.
         """
         parts: Parts = {}
+        beside = ""
         asked = replace(asked, source=asked.source or "sample:0")
         try:
             name, predictor = self.contenders.get(asked.network or None)
@@ -113,6 +115,7 @@ class View:
         if asked.shown != identity(name, predictor):
             if not keep:
                 asked = replace(asked, threshold=None, layer=None)
+                beside = answer.alert(RENEWED) if asked.shown.endswith(f" {name}") else ""
             if not keep and asked.source.startswith("sample:") and asked.shown.split(" ")[0] != predictor.id:
                 asked = replace(asked, source="sample:0")  # the pictures on the page are another bundle's
             asked, parts = self.renewed(asked, name, predictor)
@@ -124,7 +127,7 @@ class View:
             look = self.look(asked, name, predictor)
         except KNOWN as error:
             return dict.fromkeys(FIGURES, "") | parts | {"answer": answer.alert(sentence(error))}
-        parts["answer"] = answer.card(look, link=link_of(asked, look), tab=asked.tab)
+        parts["answer"] = beside + answer.card(look, link=link_of(asked, look), tab=asked.tab)
         return parts | self.open_tab(asked, look)
 
     def look(self, asked: Asked, name: str, predictor: Predictor) -> Look:

@@ -186,6 +186,7 @@ def test_a_bundle_may_change_while_the_page_is_open(shown: Shown, page: Browsing
     page.all("#samples button.thumbnail-item")[2].click()  # a picture that the new bundle does not have
     page.until(lambda: page.answer["bundle"] != old["bundle"])
     assert (page.answer["image"], page.answer["true_label"]) == ("sample 0", "oak")
+    assert "has been replaced at the server" in page.one("#answer [role=alert]").text
     assert page.figure("probabilities")["labels"] == ["oak", "elm", "ash", "fir"]
     page.until(lambda: len(page.all("#samples button.thumbnail-item")) == 3)
     assert page.run("return document.querySelector('#threshold input[type=range]').value") == "0.3"

@@ -165,3 +165,10 @@ def test_the_controls_of_another_network_are_renewed_and_keep_the_sample(view: V
     assert parts["threshold"].value == view.contenders.get("shapes-synthetic-T3, int8")[1].exit.threshold
     other = view.see(asked(view, shown="0123 fp32 another", source="sample:2"))
     assert other["source"] == "sample:0"  # the pictures are another bundle's
+    assert 'role="alert"' not in other["answer"]
+
+
+def test_a_network_that_was_replaced_is_told(view: View) -> None:
+    name = view.contenders.names()[0]
+    answer = view.see(asked(view, shown=f"0123 fp32 {name}", source="sample:2"))["answer"]
+    assert answer.index("has been replaced at the server") < answer.index("answer-card")
