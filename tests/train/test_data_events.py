@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from spikingjelly import configure
 
 from train import runs
 from train.checkpoint import Preprocess
@@ -286,3 +287,12 @@ def test_events_of_a_real_camera_are_all_counted(dvs):
     assert np.array_equal(image.numpy(), counted({k: v.astype(int) for k, v in found.items()}, 4))
     small = load(config(dvs, size=48)).train.images[0]
     assert small.long().sum() == pytest.approx(len(found["t"]), rel=0.02)
+
+
+@pytest.mark.parametrize(("python", "threads"), [((3, 11, 7), 1), ((3, 11, 8), 5)])
+def test_events_are_counted_in_one_thread_where_python_cannot_parse_in_two(monkeypatch, python, threads):
+    monkeypatch.setattr(configure, "max_threads_number_for_datasets_preprocess", 5)
+    monkeypatch.setattr(events.sys, "version_info", python)
+    with events._one_thread_where_python_needs_it():
+        within = configure.max_threads_number_for_datasets_preprocess
+    assert (within, configure.max_threads_number_for_datasets_preprocess) == (threads, 5)

@@ -4,6 +4,9 @@ SpikingJelly checks the published archives, unpacks them and counts the events o
 once for each number of frames. Shapes: N recordings, T frames, C = 2 channels (off, on), H = W = size pixels.
 """
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import md5
 from pathlib import Path
@@ -133,6 +136,23 @@ def _official(name: str) -> Any:
     return import_data_sets("dvs128_gesture").DVS128Gesture
 
 
+@contextmanager
+def _one_thread_where_python_needs_it() -> Iterator[None]:
+    """Have SpikingJelly count in one thread where CPython, before 3.11.8, cannot parse in two.
+
+    numpy parses the head of every .npy file, and such a Python then fails by chance with a SystemError (its gh-106905).
+    """
+    from spikingjelly import configure
+
+    threads = configure.max_threads_number_for_datasets_preprocess
+    if sys.version_info < (3, 11, 8):
+        configure.max_threads_number_for_datasets_preprocess = 1
+    try:
+        yield
+    finally:
+        configure.max_threads_number_for_datasets_preprocess = threads
+
+
 def _files(
     official: Any, published: Recordings, config: DataConfig
 ) -> tuple[list[tuple[Path, int]], list[tuple[Path, int]]]:
@@ -145,11 +165,12 @@ def _files(
         print(f"Counting the events of {published.title} into {config.frames} frames, once", flush=True)
     options: dict[str, Any] = {"data_type": "frame", "frames_number": config.frames, "split_by": "number"}
     try:
-        if config.name == "cifar10_dvs":
-            both = _rows(official(str(root), **options).samples, published)
-            split = [[(path, label) for path, label in both if (_number(path) < TRAIN_PER_CLASS) == t] for t in (1, 0)]
-        else:
-            split = [_rows(official(str(root), train=t, **options).samples, published) for t in (True, False)]
+        with _one_thread_where_python_needs_it():
+            if config.name == "cifar10_dvs":
+                rows = _rows(official(str(root), **options).samples, published)
+                split = [[row for row in rows if (_number(row[0]) < TRAIN_PER_CLASS) == t] for t in (True, False)]
+            else:
+                split = [_rows(official(str(root), train=t, **options).samples, published) for t in (True, False)]
     except (RuntimeError, OSError) as error:  # unfinished work of an earlier process, no space, a class without files
         raise ValueError(f"{published.title} in {root}: {error}") from error
     if (found := [len(files) for files in split]) != [published.train, published.test]:
