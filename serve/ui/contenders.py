@@ -23,9 +23,8 @@ class Contenders:
 
     def names(self) -> list[str]:
         """What the page calls them, the one that answers by default first: "MODEL, PRECISION"."""
-        served = self._models.all()
         first = self._models.default
-        ordered = [served[first], *(each for name, each in served.items() if name != first)]
+        ordered = sorted(self._models.all().values(), key=lambda each: each.name != first)
         return [
             name_of(each.name, precision)
             for each in ordered

@@ -58,7 +58,6 @@ class Inputs:
 
     source: gr.Textbox
     """Which of the images is meant: "sample:3", "file", "camera" or "sketch". Not seen."""
-    tabs: gr.Tabs
     draw_tab: gr.Tab
     """To be shown only where `sketch.draws(about)`."""
     gallery: gr.Gallery
@@ -90,7 +89,7 @@ class Picture:
 def build() -> Inputs:
     """Create the components inside the current column; what they do is wired elsewhere."""
     source = gr.Textbox(visible="hidden", elem_id="source")
-    with gr.Tabs(elem_id="sources") as tabs:
+    with gr.Tabs(elem_id="sources"):
         with gr.Tab("Samples", id="samples"):
             gallery = gr.Gallery(
                 show_label=False,
@@ -116,7 +115,6 @@ def build() -> Inputs:
         reset = gr.Button("Reset", size="sm", elem_id="reset")
     return Inputs(
         source=source,
-        tabs=tabs,
         draw_tab=draw_tab,
         gallery=gallery,
         file=file,

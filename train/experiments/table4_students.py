@@ -44,7 +44,8 @@ def counted(student: Path) -> dict[str, Any]:
     path = student.parent / "energy.json"
     if path.exists():
         found: dict[str, Any] = json.loads(path.read_text())
-        if (found["checkpoint_sha256"], found["images"]["count"]) == (Checkpoint.load(student).sha256, IMAGES):
+        same = (found["checkpoint_sha256"], found["images"]["count"]) == (Checkpoint.load(student).sha256, IMAGES)
+        if same and "conventions" in found:  # before there were several, the file had one
             return found
     parallel.say(f"energy: counting {student}")
     asked = [sys.executable, "-m", "export.energy", str(student), "--samples", str(IMAGES), "--out", str(path.parent)]
