@@ -160,6 +160,13 @@ class Builder:
             return f"{node.name}/v_next"
         return f"{node.name}/t{t}/v" if t + 1 < self.T else None
 
+    def hand_on(self, tensor: str, after: str) -> None:
+        """Let a tensor that is there go out as the potential that `after` names."""
+        if self.branch is None or tensor in self.given.values():  # what goes out twice needs two tensors
+            self.op("Identity", [tensor], after)
+        else:
+            self.given[after] = tensor
+
     def at(self, node: g.Node, t: int) -> str:
         """What the names of a layer's operators at step t begin with."""
         return f"{node.name}/t{t}" if self.form == "unrolled" else f"{node.name}/t"

@@ -2,7 +2,7 @@
 
 Maps are channels last, [T*B, H*W, C], so that a convolution is one Gather of the inputs under its kernel and one
 MatMulInteger, whose sum is exact (QLinearConv rounds it to 8 bits) and fast (ConvInteger is exact and four times slower
-than float32 in onnxruntime). Spikes are uint8, currents int32, membranes floats that hold integers (onnx_membrane.py).
+than float32 in onnxruntime). Spikes are uint8, currents and membranes floats that hold integers (onnx_membrane.py).
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from export.counts import spike_driven
 from export.integer import IntegerLIF, QuantizedInput, SumPool
 from export.onnx_builder import Builder, Outputs, write_model
 from export.onnx_counts import Counter
-from export.onnx_integers import LARGEST_UINT8, Integers, flat, flat_shape, out, ready
+from export.onnx_integers import LARGEST_UINT8, Integers, flat, flat_shape, in_floats, out, sums
 from export.onnx_membrane import neurons
 from export.onnx_model import Form, check, metadata
 from export.onnx_windows import Windows, is_identity, matrix
@@ -57,7 +57,7 @@ def write(builder: Builder, twin: g.Graph, scales: Scales) -> Outputs:
     for node in twin:
         values[node.name] = emitter.emit(node, [values[name] for name in node.inputs])
     counter = Counter(builder, twin, {name: value.tensor for name, value in values.items()})
-    logits = ready(builder, values[graph.output.name], graph.output.name)
+    logits = in_floats(builder, values[graph.output.name], "logits")
     scale = builder.constant("logits/scale", float(scales.currents[graph.output.name]))
     return {
         "logits": (builder.op("Div", [logits, scale], "logits/unscaled"), graph.output.shape),
@@ -117,42 +117,36 @@ class Emitter:
         return Integers(tensor=tensor, static=True, type=TensorProto.FLOAT, low=-node.limit, high=node.limit)
 
     def synapse(self, node: g.Conv | g.Dense, x: Integers) -> Integers:
-        """A layer with weights: its sums are exact, its bias is left to who reads them."""
+        """A layer with weights: its sums with its bias, exact in float32."""
         rows = node.weight.reshape(len(node.weight), -1).astype(np.int64)
-        low = int(np.minimum(rows * x.low, rows * x.high).sum(1).min())
-        high = int(np.maximum(rows * x.low, rows * x.high).sum(1).max())
         bias = np.asarray(node.bias, np.int64)
-        value = Integers(
-            tensor=out(node),
-            static=x.static,
-            type=TensorProto.INT32 if x.type == TensorProto.UINT8 else TensorProto.FLOAT,
-            low=low + min(0, int(bias.min())),
-            high=high + max(0, int(bias.max())),
-            bias=bias if bias.any() else None,
-        )
+        low = int(np.minimum(rows * x.low, rows * x.high).sum(1).min()) + min(0, int(bias.min()))
+        high = int(np.maximum(rows * x.low, rows * x.high).sum(1).max()) + max(0, int(bias.max()))
         assert np.abs(rows).sum(1).max() * max(-x.low, x.high) < integer.EXACT_FLOAT32, f"{node.name}: not exact"
+        assert max(-low, high) < integer.EXACT_FLOAT32, f"{node.name}: not exact with its bias"
+        name, biased = node.name, bool(bias.any())
+        output = f"{name}/unbiased" if biased else out(node)
         if is_identity(node):
-            self.shortcut(node, x)
-            return value
-        columns = x.tensor
-        if isinstance(node, g.Conv):
-            columns = self.columns(node, x)
-        weight = self.builder.constant(f"{node.name}/weight", matrix(node, self.twin))
-        if x.type == TensorProto.UINT8:
-            self.builder.op("MatMulInteger", [columns, weight], node.name, output=out(node))
+            self.shortcut(node, x, output)
         else:
-            wide = self.builder.op("Cast", [weight], f"{node.name}/weight/float", to=TensorProto.FLOAT)
-            self.builder.op("MatMul", [columns, wide], node.name, output=out(node))
-        return value
+            columns = self.columns(node, x) if isinstance(node, g.Conv) else x.tensor
+            weight = matrix(node, self.twin)
+            if x.type == TensorProto.UINT8:
+                sums(self.builder, columns, weight, name, output=output)
+            else:
+                small = self.builder.constant(f"{name}/weight", weight)
+                wide = self.builder.op("Cast", [small], f"{name}/weight/float", to=TensorProto.FLOAT)
+                self.builder.op("MatMul", [columns, wide], f"{name}/sums", output=output)
+        if biased:
+            added = self.builder.constant(f"{name}/bias", bias.astype(np.float32))
+            self.builder.op("Add", [output, added], name, output=out(node))
+        return Integers(tensor=out(node), static=x.static, type=TensorProto.FLOAT, low=low, high=high)
 
-    def shortcut(self, node: g.Conv | g.Dense, x: Integers) -> None:
+    def shortcut(self, node: g.Conv | g.Dense, x: Integers, output: str) -> None:
         """A synapse from every neuron to itself: a product, no matrix."""
-        op, name = self.builder.op, node.name
         weight = node.weight.reshape(-1) if isinstance(node, g.Conv) else np.diag(node.weight)
-        kind = TensorProto.INT32 if x.type == TensorProto.UINT8 else TensorProto.FLOAT
-        wide = op("Cast", [x.tensor], f"{name}/spikes", to=kind)
-        number = np.int32 if kind == TensorProto.INT32 else np.float32
-        op("Mul", [wide, self.builder.constant(f"{name}/weight", weight.astype(number))], name, output=out(node))
+        factors = self.builder.constant(f"{node.name}/weight", weight.astype(np.float32))
+        self.builder.op("Mul", [in_floats(self.builder, x, node.name), factors], f"{node.name}/sums", output=output)
 
     def columns(self, node: g.Conv, x: Integers) -> str:
         """The inputs under the kernel at every output, [., H*W, kH*kW*C_in]."""
@@ -181,10 +175,9 @@ class Emitter:
             if x.type != type:
                 tensor = self.builder.op("Cast", [tensor], f"{node.name}/term{i}", to=type)
             terms.append(tensor)
-        biases = [x.bias for x in inputs if x.bias is not None]
+        assert max(-low, high) < integer.EXACT_FLOAT32, f"{node.name}: not exact"
         tensor = self.builder.op("Add", terms, node.name, output=out(node))
-        bias = sum(biases[1:], biases[0]) if biases else None
-        return Integers(tensor=tensor, static=static, type=type, low=low, high=high, bias=bias)
+        return Integers(tensor=tensor, static=static, type=type, low=low, high=high)
 
     def sum_pool(self, node: SumPool, x: Integers) -> Integers:
         """Sums over windows, uint8 where they fit."""

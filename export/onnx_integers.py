@@ -9,7 +9,6 @@ import numpy as np
 from onnx import TensorProto
 
 from export import graph as g
-from export import integer
 from export.onnx_builder import Builder, Value
 
 
@@ -22,23 +21,34 @@ class Integers(Value):
     """A tensor of integers [B or T*B, H*W, C] or [B or T*B, N] between `low` and `high`."""
 
     type: int
-    """TensorProto.UINT8, INT32 or FLOAT (which holds them exactly)."""
+    """TensorProto.UINT8, or FLOAT, which holds them exactly."""
     low: int
     high: int
-    bias: np.ndarray | None = None
-    """By channel, to be added where the value is used; then within the bounds already."""
 
 
-def ready(builder: Builder, x: Integers, name: str) -> str:
-    """A current with its bias, in float32, which holds it exactly."""
-    assert max(-x.low, x.high) < integer.EXACT_FLOAT32, f"{name}: not exact"
-    tensor = x.tensor
-    if x.type != TensorProto.FLOAT:
-        tensor = builder.op("Cast", [tensor], f"{name}/sums", to=TensorProto.FLOAT)
-    if x.bias is None:
-        return tensor
-    bias = builder.constant(f"{name}/bias", x.bias.astype(np.float32))
-    return builder.op("Add", [tensor, bias], f"{name}/drive")
+def sums(builder: Builder, spikes: str, weight: np.ndarray, name: str, *, output: str) -> str:
+    """Products of uint8 [., M, inputs] and int8 weights [inputs, N], summed in int32 and given in float32.
+
+    The product by one is there for onnxruntime: a MatMulInteger, a Cast, a product with such a scale and the Add of a
+    bias are one operator to it (MatMulIntegerToFloat), which writes each sum once and not three times. It is so only
+    where each layer has a scale of its own, that is computed of the input: what is known to be one is optimised away
+    first, and what is there twice is shared.
+    """
+    op, constant = builder.op, builder.constant
+    raw = op("MatMulInteger", [spikes, constant(f"{name}/weight", weight)], f"{name}/integer")
+    wide = op("Cast", [raw], f"{name}/float", to=TensorProto.FLOAT)
+    if not builder.has(["one"]):
+        some = op("GreaterOrEqual", [op("Size", ["image"], "one/size"), constant("one/least", 0)], "one/true")
+        op("Cast", [some], "one", to=TensorProto.FLOAT)
+    scale = op("Mul", ["one", constant(f"{name}/ones", np.ones(weight.shape[1], np.float32))], f"{name}/scale")
+    return op("Mul", [wide, scale], f"{name}/sums", output=output)
+
+
+def in_floats(builder: Builder, x: Integers, name: str) -> str:
+    """A value in float32; `name` is of the node that it belongs to or that reads it."""
+    if x.type == TensorProto.FLOAT:
+        return x.tensor
+    return builder.op("Cast", [x.tensor], f"{name}/float", to=TensorProto.FLOAT)
 
 
 def flat(shape: tuple[int, ...]) -> list[int]:

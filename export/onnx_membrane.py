@@ -12,14 +12,14 @@ from onnx import TensorProto
 from export import integer
 from export.integer import IntegerLIF
 from export.onnx_builder import Builder
-from export.onnx_integers import Integers, flat_shape, out, ready
+from export.onnx_integers import Integers, flat_shape, in_floats, out
 
 
 def neurons(builder: Builder, node: IntegerLIF, x: Integers, *, T: int) -> Integers:
     """Append the steps of a layer of the chip's neurons under a current; spikes uint8 [T*B, ...]. T: of a whole run."""
     op, name = builder.op, node.name
     simple = is_simple(node, x, T=T)
-    drive = replace(x, tensor=ready(builder, x, name), type=TensorProto.FLOAT, bias=None)
+    drive = replace(x, tensor=in_floats(builder, x, name), type=TensorProto.FLOAT)
     placed = replace(node, shape=flat_shape(node))
     v = builder.membrane(placed, start=0.0, type="float32" if simple else "float64")
     fired: list[str] = []
@@ -33,21 +33,26 @@ def neurons(builder: Builder, node: IntegerLIF, x: Integers, *, T: int) -> Integ
 
 
 def plain_step(
-    builder: Builder, node: IntegerLIF, current: str, v: str | None, step: str, after: str | None
+    builder: Builder, node: IntegerLIF, current: str, h: str | None, step: str, after: str | None
 ) -> tuple[str, str | None]:
-    """One step in weight units, float32: h = v * kept / 4096 + a. What fires and, called `after`, what is left."""
-    op, constant, h = builder.op, builder.constant, current
-    if v is not None and node.v_decay:
-        kept = constant(f"{node.name}/kept", 1 - node.v_decay / 2**integer.DECAY_BITS)
-        v = op("Mul", [v, kept], f"{step}/kept")
-    if v is not None:
-        h = op("Add", [v, current], f"{step}/h")
-    if after is None:
-        return op("Greater", [h, constant(f"{node.name}/threshold", float(node.threshold))], f"{step}/fire"), None
-    # h where it is above the threshold, else 0: onnxruntime does this and a subtraction faster than a Where.
-    spent = op("ThresholdedRelu", [h], f"{step}/spent", alpha=float(node.threshold))
-    fire = op("Cast", [spent], f"{step}/fire", to=TensorProto.BOOL)
-    return fire, op("Sub", [h, spent], f"{step}/reset", output=after)
+    """One step in weight units, float32: h = v * kept / 4096 + a. What fires, and h, which `after` may name.
+
+    What fired is taken off h by the next step (v = h up to the threshold, else 0), for most images have no next one: a
+    first step is then a comparison and nothing else.
+    """
+    op, constant, threshold = builder.op, builder.constant, float(node.threshold)
+    if h is None:
+        h = current
+        if after is not None and builder.form == "step":
+            builder.hand_on(h, after)
+    else:
+        # h where it is above the threshold, else 0: onnxruntime does this and a subtraction faster than a Where.
+        spent = op("ThresholdedRelu", [h], f"{step}/spent", alpha=threshold)
+        v = op("Sub", [h, spent], f"{step}/reset")
+        if node.v_decay:
+            v = op("Mul", [v, constant(f"{node.name}/kept", 1 - node.v_decay / 2**integer.DECAY_BITS)], f"{step}/kept")
+        h = op("Add", [v, current], f"{step}/h", output=after)
+    return op("Greater", [h, constant(f"{node.name}/threshold", threshold)], f"{step}/fire"), h
 
 
 def chip_step(

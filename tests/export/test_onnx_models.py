@@ -1,10 +1,12 @@
 """What every exported model is, whatever its precision and form: valid, named, small, and the same bytes every time."""
 
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 import torch
 from chip_graphs import a_recipe, build
@@ -12,12 +14,15 @@ from onnx import TensorProto, numpy_helper
 from onnx_runs import about, graphs, operators, paths, twin_of
 
 from export import graph as g
+from export.counts import spike_driven
 from export.lower import lower_network
 from export.onnx_graph import build_model
 from export.onnx_int8 import build_int8
 from export.onnx_model import Form
+from export.onnx_windows import is_identity
 from export.prepare import prepare, synapses_of
 from export.scales import Scales, rebuild
+from export.unfold import unfold
 from train.checkpoint import Preprocess
 from train.config import NetConfig
 from train.networks import build as build_network
@@ -28,7 +33,7 @@ FORMS = ("unrolled", "step")
 KINDS = [(precision, form) for precision in PRECISIONS for form in FORMS]
 NAMED: dict[str, Any] = {"labels": tuple("abc"), "checkpoint_sha256": "0" * 64}
 TEN: dict[str, Any] = {"labels": tuple("0123456789"), "checkpoint_sha256": "0" * 64}
-SHARED = ("logits/", "spike_rates/", "taps/", "nonzero/", "counts/", "places/")
+SHARED = ("logits/", "spike_rates/", "taps/", "nonzero/", "counts/", "places/", "one")
 GRAPHS = {
     "max": build(a_recipe("projected", "max", "strided", side=(8, 8))),
     "avg": build(a_recipe("sew", "avg", "nested", neuron=(3.0, True), head="dense_residual")),
@@ -227,3 +232,24 @@ def test_a_file_in_floats_is_its_weights_and_little_more(
     model = build_model(resnet, **TEN, precision=precision, form=form)
     weights, biases = parameters(resnet)
     assert model.ByteSize() <= 1.10 * size * (weights + biases)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_onnxruntime_writes_the_sums_of_a_layer_once(resnet: g.Graph, form: Form, tmp_path: Path) -> None:
+    """Product, conversion and bias are one operator to it, in every branch; it knows them by how they are written."""
+    scales = plain_scales(prepare(resnet))
+    twin = rebuild(prepare(resnet), scales)
+    model = build_int8(resnet, twin, scales, **TEN, form=form)
+    options = ort.SessionOptions()
+    options.log_severity_level = 3  # it warns that such a file is of this machine
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    layers: list[Any] = [unfold(resnet, twin)[node.name] for node in spike_driven(resnet)]
+    matrices = [node for node in layers if not is_identity(node)]
+    branches = graphs(onnx.load(tmp_path / "optimised.onnx"))[form == "step" :]
+    assert len(branches) == (2 if form == "step" else 1)
+    for branch in branches:
+        fused = [node for node in branch.node if node.op_type == "MatMulIntegerToFloat"]
+        assert len(fused) == len(matrices) == 20
+        biased = [node for node in fused if len(node.input) > 6 and node.input[6]]
+        assert len(biased) == sum(bool(node.bias.any()) for node in matrices) > 0

@@ -115,8 +115,8 @@ def one_less(weight: np.ndarray) -> np.ndarray:
     return weight
 
 
-def higher_threshold(model: onnx.ModelProto) -> None:
-    """Of one layer, in every step but the last."""
+def forgotten_reset(model: onnx.ModelProto) -> None:
+    """Of one layer's neurons that fired just above the threshold."""
     for node in operators(model):
         if node.op_type == "ThresholdedRelu" and "body.act3/" in node.name:
             node.attribute[0].f += 60
@@ -129,11 +129,12 @@ def higher_threshold(model: onnx.ModelProto) -> None:
     [
         (constant("body.conv2.conv/weight", largest_turned), "layer body.act2, step"),
         (constant("body.classifier/weight", one_less), "layer logits, step"),
-        (higher_threshold, "layer body.act3, step 1"),
+        (constant("body.act3/threshold", lambda threshold: threshold + 60), "layer body.act3, step 1"),
+        (forgotten_reset, "layer body.act3, step 2"),
         (constant("body.act4/kept", lambda kept: kept / 2), "layer body.act4, step 2"),
         (constant("logits/scale", lambda scale: np.nextafter(scale, np.float32(0))), "layer logits, step 1"),
     ],
-    ids=["a weight", "the classifier", "a threshold", "a decay", "the last bit of the logits' scale"],
+    ids=["a weight", "the classifier", "a threshold", "a reset", "a decay", "the last bit of the logits' scale"],
 )
 def test_an_altered_integer_is_seen_with_its_layer(
     form: str,
@@ -169,7 +170,7 @@ def test_membranes_that_are_not_handed_on_are_seen(
 
     def forget(model: onnx.ModelProto) -> None:
         for node in operators(model):
-            if node.op_type == "Sub" and node.output[0].endswith("/body.act2/v_next"):
+            if node.name == "next/body.act2/t/reset":
                 node.input[:] = [node.input[0], node.input[0]]
 
     path = altered(student, tmp_path, ("int8", "step"), forget)
@@ -183,8 +184,10 @@ def test_a_neuron_that_is_wrong_in_one_branch_is_seen_at_its_step(
 ) -> None:
     def raise_threshold(model: onnx.ModelProto) -> None:
         for node in operators(model):
-            if node.name == f"{branch}/body.act3/t/spent":
-                node.attribute[0].f += 60
+            if node.name == f"{branch}/body.act3/t/fire":
+                node.input[1] = "higher"
+        (threshold,) = (c for c in model.graph.initializer if c.name == "body.act3/threshold")
+        model.graph.initializer.append(numpy_helper.from_array(numpy_helper.to_array(threshold) + 60, "higher"))
 
     path = altered(student, tmp_path, ("int8", "step"), raise_threshold)
     assert status_of(student, path, "--samples", "12") == 1
