@@ -39,7 +39,10 @@ class Passed:
 
 @dataclass(frozen=True, kw_only=True)
 class State(Passed):
-    """A membrane; an image's first step takes `start`."""
+    """A membrane; an image's first step takes `start`.
+
+    After the reset; where int8 holds it in float32, before, and the next step begins with the reset (onnx_membrane.py).
+    """
 
     start: float
 

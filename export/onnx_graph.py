@@ -30,7 +30,7 @@ def build_model(
     precision: Precision = "fp32",
     form: Form = "unrolled",
 ) -> onnx.ModelProto:
-    """A checked ONNX model of the Graph, for any number of images B. Its forms: export/onnx_model.py.
+    """A checked ONNX model of the Graph, for any number of images B >= 1. Its forms: export/onnx_model.py.
 
     Input `image` float32 [B, C, H, W] in [0, 1]; normalisation is inside. Outputs, all float32; the step form's have no
     axis T:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +29,25 @@ class Scales:
     """Thresholds, in these steps."""
     biases: dict[str, list[int]] = field(default_factory=dict)
     """Biases of every channel, in these steps."""
+
+    def __post_init__(self) -> None:
+        """ValueError for what is no number of these; the values may come from a file."""
+        for key, value in (("input", self.input), *(_each("currents", self.currents))):
+            if not isinstance(value, int | float) or not 0 < value < math.inf:
+                raise ValueError(f"{key} must be a number above 0, not {value!r}")
+        for key, values in (*_each("thresholds", self.thresholds), *_each("biases", self.biases)):
+            for value in values if isinstance(values, list) else [values]:
+                if type(value) is not int or abs(value) > integer.ACCUMULATOR_LIMIT:
+                    limit = integer.ACCUMULATOR_LIMIT
+                    raise ValueError(f"{key} must be a whole number from {-limit} to {limit}, not {value!r}")
+
+
+def _each(name: str, values: Any) -> Iterator[tuple[str, Any]]:
+    """The values of a field by layer, each under a name for a person."""
+    if not isinstance(values, dict):
+        raise ValueError(f"{name} must be by layer, not {type(values).__name__}")
+    for layer, value in values.items():
+        yield f"{name} of {layer}", value
 
 
 def rebuild(graph: g.Graph, scales: Scales) -> g.Graph:
@@ -57,9 +77,9 @@ def recorded(graph: g.Graph, value: Any, name: str) -> tuple[g.Graph, Scales]:
     """
     try:
         scales = Scales(**value)
-        return rebuild(graph, scales), scales
-    except (TypeError, KeyError, AttributeError) as error:  # JSON of any other kind
+    except (TypeError, ValueError) as error:  # JSON of any other kind
         raise ValueError(f"{name}: its scales are not TSERve's ({error}); export it again") from error
+    return rebuild(graph, scales), scales
 
 
 def weight_scale(graph: g.Graph, synapse: g.Node, current: float, pixel: float) -> float:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional
 
-from export.verify import NotVerified, judged
+from export.verify import NotVerified, judged, named
 from train import cli
 
 
@@ -52,6 +52,7 @@ class LoihiConfig:
         for name in ("test_images", "finetune"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        named(self.out, ".net")
         if not self.finetune_lr > 0:
             raise ValueError(f"finetune_lr must be greater than 0, got {self.finetune_lr}")
         if self.teacher is not None and not self.finetune:

@@ -4,6 +4,7 @@ The file is written aside, read back, executed on real test images by NIR's equa
 spike for spike in float64; it gets its name only if it passes. docs/nir.md says what the file holds and who reads it.
 """
 
+import io
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional
 
-from export.verify import NotVerified, Verdict, judged, table
+from export.verify import NotVerified, Verdict, judged, named, table
 from train import cli
 
 
@@ -31,6 +32,7 @@ class NirConfig:
     def __post_init__(self) -> None:
         if self.samples < 1:
             raise ValueError(f"samples must be at least 1 image, got {self.samples}")
+        named(self.out, ".nir")
 
     @property
     def path(self) -> Path:
@@ -70,7 +72,9 @@ def main(config: NirConfig) -> Result:
     real = real_images(checkpoint, split="test", limit=config.samples, root=config.data_root)
     path = config.path
     with atomic(path) as new:
-        nir.write(new, built)
+        content = io.BytesIO()  # on a full disk the HDF5 library itself breaks off with a segmentation fault
+        nir.write(content, built)
+        new.write_bytes(content.getbuffer())
         verdict, strict_flips = verify_nir(checkpoint, new, real.images, name=path.name)
         if not verdict.ok:
             raise NotVerified(verdict)

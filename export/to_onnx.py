@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from export.verify import NotVerified, Verdict, judged, table
+from export.verify import NotVerified, Verdict, judged, named, table
 from train import cli
 
 
@@ -46,6 +46,7 @@ class OnnxConfig:
         for name in ("samples", "calibration"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1 image, got {getattr(self, name)}")
+        named(self.out, ".onnx")
         if self.scales is not None and self.precision != "int8":
             raise ValueError(f"--scales is for --precision int8, not {self.precision}")
 

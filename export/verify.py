@@ -72,6 +72,12 @@ class Verdict:
         )
 
 
+def named(out: Path | None, suffix: str) -> None:
+    """ValueError for a file to write that is not called by its kind: it would take the place of what is read."""
+    if out is not None and out.suffix != suffix:
+        raise ValueError(f"--out {out}: the file that is written must end in {suffix}")
+
+
 class NotVerified(Exception):
     """An export that does not do what its checkpoint does (its message is the Verdict), or that could not be run."""
 
@@ -228,13 +234,16 @@ class VerifyConfig:
     def __post_init__(self) -> None:
         if self.samples is not None and self.samples < 1:
             raise ValueError(f"samples must be at least 1, got {self.samples}")
+        named(self.out, ".json")
 
 
-def main(config: VerifyConfig) -> Verdict:
-    """Verify and write the report. Raises ValueError for a file that cannot be judged, NotVerified if Lava fails."""
+def main(config: VerifyConfig) -> tuple[Verdict, dict[str, Any]]:
+    """Verify; the verdict, and the report that verify.json holds.
+
+    Raises ValueError for a file that cannot be judged, NotVerified if Lava fails.
+    """
     from export.images import real_images
     from train.checkpoint import Checkpoint
-    from train.record import write_json
 
     allowed = ENGINES.get(config.file.suffix)
     if allowed is None:
@@ -260,9 +269,7 @@ def main(config: VerifyConfig) -> Verdict:
             from export.verify_nir import verify_nir
 
             verdict, _ = verify_nir(checkpoint, config.file, real.images)
-    report = {**verdict.to_json(), "on": real.describe(), "checkpoint_sha256": checkpoint.sha256}
-    write_json(config.out or config.checkpoint.parent / "verify.json", report)
-    return verdict
+    return verdict, {**verdict.to_json(), "on": real.describe(), "checkpoint_sha256": checkpoint.sha256}
 
 
 def table(verdict: Verdict) -> str:
@@ -275,11 +282,15 @@ def table(verdict: Verdict) -> str:
 @judged
 def command(argv: list[str]) -> int:
     """Parse, verify, print; 0 if the file does what the checkpoint does, else 1."""
+    from train.record import write_json
+
     config = cli.parse(VerifyConfig, argv=argv, prog="python -m export.verify", description=__doc__ or "")
-    verdict = main(config)
+    verdict, report = main(config)
     print(table(verdict))
     print(verdict)
-    print(f"\nwritten: {config.out or config.checkpoint.parent / 'verify.json'}")
+    out = config.out or config.checkpoint.parent / "verify.json"
+    write_json(out, report)
+    print(f"\nwritten: {out}")
     return 0 if verdict.ok else 1
 
 

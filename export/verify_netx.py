@@ -1,5 +1,6 @@
 """Hold a .net file against the integer twin of its checkpoint: every spike and every logit, bit for bit."""
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -45,7 +46,7 @@ def verify_netx(
     """
     net = netx.read(path)
     name = name or path.name
-    twin, own = twin_of(checkpoint, net, name)
+    twin, _, own = twin_of(checkpoint, net, name)
     pixels = integer.quantize_images(twin.input, images)
     if engine == "lava":
         engine_name = "Lava's fixed-point simulator"
@@ -86,24 +87,32 @@ def step_logits(v_out: np.ndarray) -> np.ndarray:
 
 
 def twin_with_scales(checkpoint: Checkpoint, net: Net, name: str) -> tuple[g.Graph, Scales]:
-    """The integer twin that `net` claims to be, and its scales. Raises ValueError where it is not this checkpoint's."""
-    scales = net.meta.get("scales")
-    if scales is None:
+    """The integer twin whose integers stand in `net`, and its scales.
+
+    Raises ValueError where the file is not of this checkpoint, or where one of its layers was changed afterwards.
+    """
+    twin, scales, own = twin_of(checkpoint, net, name)
+    if layer := altered_layer(net, own):
+        raise NetxError(f"{name}: the integers of layer {layer} are not those that its scales give; export it again")
+    return twin, scales
+
+
+def twin_of(checkpoint: Checkpoint, net: Net, name: str) -> tuple[g.Graph, Scales, Net]:
+    """The integer twin that `net` claims to be, its scales, and the net that is written from them.
+
+    Raises ValueError where what the file says of itself is not so. Its integers are not looked at.
+    """
+    again = "export again with python -m export.to_loihi"
+    if net.meta.get("scales") is None:
         raise NetxError(f"{name}: TSERve did not write this file (no scales inside), so nothing says what it should do")
     if net.meta.get("checkpoint_sha256") != checkpoint.sha256:
-        raise NetxError(f"{name}: it was exported from another checkpoint; export again with python -m export.to_loihi")
+        raise NetxError(f"{name}: it was exported from another checkpoint; {again}")
     if net.meta.get("format") != FORMAT:
-        raise NetxError(
-            f"{name}: format {net.meta.get('format')!r}, this version reads {FORMAT}; export again with "
-            "python -m export.to_loihi"
-        )
-    return recorded(prepare(lower(checkpoint)), scales, name)
-
-
-def twin_of(checkpoint: Checkpoint, net: Net, name: str) -> tuple[g.Graph, Net]:
-    """The integer twin that `net` claims to be, and the net that is written from it."""
-    twin, scales = twin_with_scales(checkpoint, net, name)
+        raise NetxError(f"{name}: format {net.meta.get('format')!r}, this version reads {FORMAT}; {again}")
+    twin, scales = recorded(prepare(lower(checkpoint)), net.meta["scales"], name)
     own = to_net(twin, scales, labels=checkpoint.labels, checkpoint_sha256=checkpoint.sha256)
     if [layer.name for layer in own.layers] != [layer.name for layer in net.layers]:
         raise NetxError(f"{name}: its layers are not the checkpoint's")
-    return twin, own
+    if wrong := [key for key, value in own.meta.items() if net.meta.get(key) != json.loads(json.dumps(value))]:
+        raise NetxError(f"{name}: {', '.join(wrong)} in it are not the checkpoint's; {again}")
+    return twin, scales, own

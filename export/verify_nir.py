@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from export.nir_graph import FORMAT
+from export.lower import lower
+from export.nir_graph import FORMAT, metadata
 from export.verify import Rule, Run, Verdict, compare
 from export.verify_onnx import join, run_torch
 from train.checkpoint import Checkpoint
@@ -67,6 +68,11 @@ def read(path: Path, checkpoint: Checkpoint, name: str) -> nir.NIRGraph:
         raise ValueError(f"{name}: NIR metadata of format {known}; this version reads {FORMAT}. Update TSERve.")
     if source != checkpoint.sha256:
         raise ValueError(f"{name}: it was exported from another checkpoint; export again with python -m export.to_nir")
+    own = metadata(lower(checkpoint), checkpoint.labels, checkpoint.sha256)
+    if wrong := [key for key, value in own.items() if about.get(key) != value]:
+        raise ValueError(
+            f"{name}: {', '.join(wrong)} in it are not the checkpoint's; export again with python -m export.to_nir"
+        )
     if missing := [layer for layer in layers if layer not in graph.nodes]:
         raise ValueError(f"{name}: there is no node for the layer {missing[0]}")
     return graph

@@ -6,7 +6,7 @@ it, bit for bit. A step model is run step by step, T times.
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from export.onnx_model import computed, expose_spikes, metadata, spikes_tensor
 from export.prepare import prepare
 from export.scales import Scales, recorded
 from export.verify import EXACT, FLOAT16, FLOAT32, Rule, Run, Verdict, compare
+from export.verify_counts import COUNTS, first_miscount
 from train.checkpoint import Checkpoint
 from train.networks import Network, lif_layers
 
@@ -58,14 +59,21 @@ def verify_onnx(
     file = load(path, checkpoint, name or path.name)
     reference, wanted_of = reference_of(checkpoint, graph, file)
     run = open_engine(file, engine)
-    shapes = {node.name: node.shape for node in graph.lif_layers}
-    runs = [
-        (wanted_of(batch), run_file(file, run, shapes, batch))
-        for batch in np.split(images, range(batch_size, len(images), batch_size))
-    ]
+    runs, miscounts = [], []
+    for start in range(0, len(images), batch_size):
+        batch = images[start : start + batch_size]
+        outputs = run_file(file, run, batch)
+        got = run_of(file, graph, outputs, len(batch))
+        runs.append((wanted_of(batch), got))
+        counted = {name: np.stack([step[name] for step in outputs]) for name in COUNTS}
+        if found := first_miscount(graph, got.spikes, counted):
+            miscounts.append(found | {"image": None if found["image"] is None else start + found["image"]})
     wanted, got = (join([pair[i] for pair in runs]) for i in (0, 1))
     rule = RULES[file.about["precision"]]
-    return compare(wanted, got, rule, file=file.name, reference=reference, engine=NAMES[engine], labels=labels)
+    verdict = compare(wanted, got, rule, file=file.name, reference=reference, engine=NAMES[engine], labels=labels)
+    if verdict.ok and miscounts:
+        verdict = replace(verdict, ok=False, first_difference=miscounts[0])
+    return verdict
 
 
 def load(path: Path, checkpoint: Checkpoint, name: str) -> OnnxFile:
@@ -172,18 +180,21 @@ def cannot_run(file: OnnxFile, engine: Engine, error: Exception) -> ValueError:
     return ValueError(f"{file.name}: {NAMES[engine]} cannot run it: {str(error).strip().splitlines()[0]}")
 
 
-def run_file(
-    file: OnnxFile, run: Callable[[Feed], Feed], shapes: dict[str, tuple[int, ...]], images: np.ndarray
-) -> Run:
-    """What the file does with images [B, C, H, W]; shapes: of every LIF layer, [C, H, W] or [N]."""
+def run_file(file: OnnxFile, run: Callable[[Feed], Feed], images: np.ndarray) -> list[Feed]:
+    """The outputs of the file for images [B, C, H, W], of its one run or of T runs of a step model."""
     images = images.astype(np.float32)
-    names = {layer: spikes_tensor(layer) for layer in file.about["lif_layers"]}
-    steps = [run({"image": images})] if file.about["form"] == "unrolled" else run_steps(file, run, images)
+    return [run({"image": images})] if file.about["form"] == "unrolled" else run_steps(file, run, images)
+
+
+def run_of(file: OnnxFile, graph: g.Graph, outputs: list[Feed], batch: int) -> Run:
+    """Spikes and logits among the outputs of run_file."""
+    shapes = {node.name: node.shape for node in graph.lif_layers}
+    layout = file.about.get("layout")
     spikes = {
-        layer: by_step([step[tensor] for step in steps], shapes[layer], len(images), layout=file.about.get("layout"))
-        for layer, tensor in names.items()
+        layer: by_step([step[spikes_tensor(layer)] for step in outputs], shapes[layer], batch, layout=layout)
+        for layer in file.about["lif_layers"]
     }
-    logits = np.stack([step["logits"] for step in steps]).reshape(-1, *steps[0]["logits"].shape[-2:])
+    logits = np.stack([step["logits"] for step in outputs]).reshape(-1, *outputs[0]["logits"].shape[-2:])
     return Run(spikes=spikes, logits=logits)
 
 

@@ -105,8 +105,11 @@ class _Nvml:
     library: Any
 
     def call(self, function: str, *arguments: Any) -> None:
-        """Raises NvmlError with the library's own words for anything but success."""
-        status = getattr(self.library, function)(*arguments)
+        """Raises NvmlError with the library's own words for anything but success, or where it has no such function."""
+        try:
+            status = getattr(self.library, function)(*arguments)
+        except AttributeError:
+            raise NvmlError(f"this library of the NVIDIA driver has no {function}") from None
         if status:
             words = self.library.nvmlErrorString
             words.restype = ctypes.c_char_p

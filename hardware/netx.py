@@ -5,6 +5,7 @@ fit; `read` and `check` refuse both. What the file adds to netx's format is igno
 Net.meta) beside `layer`, and the attribute `name` of every layer.
 """
 
+import io
 import json
 import os
 from math import prod
@@ -63,13 +64,15 @@ def write(net: Net, path: str | Path) -> None:
         meta = json.dumps(dict(net.meta), allow_nan=False, separators=(",", ":"))
     except (TypeError, ValueError) as error:
         raise NetxError(f"meta is not JSON: {error}") from error
+    content = io.BytesIO()  # on a full disk the HDF5 library itself breaks off with a segmentation fault
+    with h5py.File(content, "w") as file:
+        file["tserve"] = meta
+        for index, layer in enumerate(net.layers):
+            _write_layer(file.create_group(f"layer/{index}"), layer)
     path = Path(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with h5py.File(part, "w") as file:
-            file["tserve"] = meta
-            for index, layer in enumerate(net.layers):
-                _write_layer(file.create_group(f"layer/{index}"), layer)
+        part.write_bytes(content.getbuffer())
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

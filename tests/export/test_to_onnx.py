@@ -11,7 +11,7 @@ import pytest
 from live_networks import live_network, write_checkpoint
 from onnx_runs import about, exposed, in_onnxruntime, stepped, unrolled
 
-from export import integer, to_loihi, to_onnx
+from export import integer, to_loihi, to_nir, to_onnx, verify
 from export.images import RealImages, real_images
 from hardware import netx, netx_sim
 from hardware.net import Net
@@ -227,6 +227,36 @@ def test_the_scales_of_another_checkpoint_and_files_that_are_no_net_are_refused(
         assert message in error
         assert error.count("\n") == 1
         assert set(tmp_path.iterdir()) == before
+
+
+def test_a_net_whose_integers_are_not_those_of_its_scales_gives_no_model(
+    student: Path, net: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is served would not be what the chip runs."""
+    known = netx.read(net)
+    layers: list[Any] = list(known.layers)
+    index = layers.index(known.spiking[2])
+    layers[index] = dataclasses.replace(layers[index], weight=np.roll(layers[index].weight, 1, 0))
+    changed = tmp_path / "changed.net"
+    netx.write(Net(layers=tuple(layers), meta=known.meta), changed)
+    out = tmp_path / "student.int8.onnx"
+    assert status_of(student, "--precision", "int8", "--scales", changed, "--out", out) == 2
+    assert f"changed.net: the integers of layer {known.spiking[2].name} are not those" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_no_file_that_is_read_is_overwritten(student: Path, net: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = student.read_bytes(), net.read_bytes()
+    commands: list[tuple[Any, list[Any], str]] = [
+        (to_onnx.command, [student, "--out", student], ".onnx"),
+        (to_loihi.command, [student, "--out", student], ".net"),
+        (to_nir.command, [student, "--out", student], ".nir"),
+        (verify.command, [student, net, "--out", net], ".json"),
+    ]
+    for command, argv, suffix in commands:
+        assert cli.exit_status(lambda command=command, argv=argv: command([str(one) for one in argv])) == 2
+        assert f"the file that is written must end in {suffix}" in capsys.readouterr().err
+    assert (student.read_bytes(), net.read_bytes()) == before
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])

@@ -295,6 +295,16 @@ def biases_in_a_list(path: Path) -> None:
     with_meta(scales={**netx.read(path).meta["scales"], "biases": [1]})(path)
 
 
+def of_no_number(path: Path) -> None:
+    scales = netx.read(path).meta["scales"]
+    with_meta(scales={**scales, "thresholds": {**scales["thresholds"], "body.act3": None}})(path)
+
+
+def beyond_the_chip(path: Path) -> None:
+    scales = netx.read(path).meta["scales"]
+    with_meta(scales={**scales, "biases": {**scales["biases"], "body.act3": [10**12, 0]}})(path)
+
+
 def renamed(path: Path) -> None:
     net = netx.read(path)
     layers = [dataclasses.replace(layer, name="x") if layer is net.spiking[1] else layer for layer in net.layers]
@@ -313,12 +323,25 @@ def renamed(path: Path) -> None:
         ("student.net", with_meta(scales={"input": 1.0, "layers": {}}), "student.net: its scales are not TSERve's"),
         ("student.net", with_meta(scales=[1]), "student.net: its scales are not TSERve's"),
         ("student.net", biases_in_a_list, "student.net: its scales are not TSERve's"),
+        (
+            "student.net",
+            of_no_number,
+            "thresholds of body.act3 must be a whole number from -131071 to 131071, not N",
+        ),
+        ("student.net", beyond_the_chip, "biases of body.act3 must be a whole number from -131071 to 131071, not 1000"),
+        (
+            "student.net",
+            with_meta(T=2, window=2),
+            "student.net: T, window in it are not the checkpoint's; export",
+        ),
+        ("student.net", with_meta(labels=list("9876543210")), "student.net: labels in it are not the checkpoint's"),
         ("student.net", of_another_layer, "body.act3: the scales are not those of this student; export it again"),
         ("student.net", renamed, "student.net: its layers are not the checkpoint's"),
     ],
     ids=[
         *("truncated onnx", "picture", "missing", "truncated net", "another program's net", "older format"),
-        *("older scales", "scales that are a list", "biases that are a list", "scales of other layers", "other layers"),
+        *("older scales", "scales that are a list", "biases that are a list", "no threshold", "a bias beyond the chip"),
+        *("fewer steps", "labels in another order", "scales of other layers", "other layers"),
     ],
 )
 def test_damaged_and_foreign_files_are_status_2_in_one_line(

@@ -163,6 +163,25 @@ def test_an_altered_float_is_seen_with_its_layer(
     assert "first difference: layer body.act" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("form", ["unrolled", "step"])
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        (constant("spike_rates/neurons", lambda sizes: 2 * sizes), "layer body.act1 (spike_rates), step 1"),
+        (constant("taps/order", lambda order: order[::-1].copy()), "layer body.conv2.conv (taps), step 1"),
+        (constant("nonzero/order", lambda order: order[::-1].copy()), "layer body.conv2.conv (nonzero), step 1"),
+    ],
+    ids=["rates", "the layers of taps", "the layers of nonzero"],
+)
+def test_counts_that_are_not_those_of_the_spikes_are_seen(
+    form: str, change: Any, where: str, student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every joule that is reported of an image is made of them, and no spike or logit shows it."""
+    path = altered(student, tmp_path, ("int8", form), change)
+    assert status_of(student, path, "--samples", "12") == 1
+    assert f"first difference: {where}" in capsys.readouterr().out
+
+
 def test_membranes_that_are_not_handed_on_are_seen(
     student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

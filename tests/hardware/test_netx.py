@@ -1,6 +1,9 @@
 """The .net file: what goes in comes out, and what netx would misread is refused by name."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -305,3 +308,18 @@ def test_a_slayer_file_is_read_with_the_input_that_netx_infers(tmp_path: Path) -
     assert net.spiking[0].weight.dtype == np.int64
     assert not net.spiking[0].bias.any()
     assert net.meta == {}
+
+
+def test_a_full_disk_is_an_error_and_no_crash(tmp_path: Path) -> None:
+    """The HDF5 library breaks off with a segmentation fault where its last write fails; a limit stands for the disk."""
+    script = (
+        "import resource, signal, sys, netmaker; from hardware import netx;"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096));"
+        "netx.write(netmaker.random_net(0), sys.argv[1])"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(netmaker.__file__).parent), *sys.path])}
+    command = [sys.executable, "-c", script, str(tmp_path / "a.net")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "OSError: [Errno 27] File too large" in done.stderr
+    assert not list(tmp_path.iterdir())
