@@ -37,13 +37,13 @@ def summary_rows(
         ("accuracy of the student", percent(evaluation["accuracy"])),
         ("  steps 1 to t, t = 1..T", "  ".join(percent(a) for a in evaluation["accuracy_by_T"])),
         ("  step t alone", "  ".join(percent(a) for a in evaluation["accuracy_by_step"])),
-        ("firing rate", f"{evaluation['firing_rate']:.4f} spikes per neuron and step"),
+        ("firing rate", f"{evaluation['firing_rate']:.4f} spikes per neuron and step, mean over layers"),
         (
             "energy of an image",
             f"{joules(per_image['energy_J'])} ({per_image['sops']:,.0f} SOPs, {per_image['macs']:,.0f} MACs)",
         ),
         ("energy of the ANN", f"{joules(ann['energy_J'])} ({ann['macs']:,} MACs), ratio {per_image['ratio']:.3f}"),
-        ("  convention", f"{energy['convention']['name']}, prices of {energy['chip']}, no memory access"),
+        ("  convention", f"{energy['convention']['name']}, fp32 prices of {energy['chip']}, no memory access"),
         *convention_rows(energy),
         *comparison_rows(energy),
     ]
@@ -102,7 +102,7 @@ def exit_rows(about: dict[str, Any]) -> list[tuple[str, str]]:
             (
                 f"any-time, {precision}{served}",
                 f"{percent(chosen['accuracy'])} in {chosen['mean_steps']:.2f} steps an image, "
-                f"{joules(chosen['energy_J'])}; "
+                f"{joules(chosen['energy_J'])} at fp32 prices; "
                 f"all {about['T']} steps {percent(last['accuracy'])} ({words(found)})",
             )
         )

@@ -12,7 +12,7 @@ def words(content: dict[str, Any]) -> str:
 
 def table(content: dict[str, Any]) -> str:
     """The thresholds as lines of text; the chosen one is marked."""
-    lines = [f"exit: {words(content)}", f"{'threshold':>12}  mean steps  accuracy   val accuracy  energy of an image"]
+    lines = [f"exit: {words(content)}", f"{'threshold':>12}  mean steps  accuracy   val accuracy  energy of an image, fp32 prices"]
     for entry in content["table"]:
         mark = "*" if entry["threshold"] == content["threshold"] else " "
         val = "-" if entry["val_accuracy"] is None else f"{entry['val_accuracy']:.2%}"
@@ -26,7 +26,7 @@ def table(content: dict[str, Any]) -> str:
 def markdown(content: dict[str, Any]) -> str:
     """The same as Markdown; the chosen row is bold."""
     lines = [
-        "| threshold | mean steps | accuracy | energy of an image | on validation images |",
+        "| threshold | mean steps | accuracy | energy of an image, fp32 prices | on validation images |",
         "|---|---|---|---|---|",
     ]
     for entry in content["table"]:
