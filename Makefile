@@ -41,7 +41,7 @@ bento: setup  ## pack the newest bundle and the server for deployment (BentoML)
 	$(VENV)/bin/bentoml build
 
 test: setup lava  ## all tests
-	$(RUN) -m pytest -n auto --dist loadfile
+	$(RUN) -m pytest -n auto --dist loadfile --no-loadscope-reorder  # the longest files first: tests/conftest.py
 
 check: setup  ## lint, format, types
 	$(VENV)/bin/ruff check .

@@ -18,6 +18,35 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 MIN_ACCURACY = 0.9
 
+# The files that take longest, in that order. They start first: one that starts last leaves the other cores idle for as
+# long as it takes. xdist's own order is by the number of tests, so `make test` has --no-loadscope-reorder.
+LONGEST = (
+    "train/test_kill.py",
+    "benchmarks/test_benchmarks.py",
+    "train/test_parallel.py",
+    "train/test_zoo.py",
+    "train/test_processes.py",
+    "serve/test_page.py",
+    "serve/test_schemathesis.py",
+    "benchmarks/test_inference.py",
+    "train/test_reproduce.py",
+    "serve/test_page_figures.py",
+    "train/test_recipes.py",
+    "train/test_table4.py",
+    "serve/test_page_errors.py",
+    "serve/test_production.py",
+    "hardware/test_random_nets.py",
+    "export/test_lower.py",
+    "serve/test_page_controls.py",
+    "benchmarks/test_page_speed.py",
+    "benchmarks/test_serve_load.py",
+    "export/test_onnx_families.py",
+    "hardware/test_lava_streams.py",
+    "export/test_onnx_int8.py",
+    "hardware/test_netx_kinds.py",
+    "serve/test_service.py",
+)
+
 
 @pytest.fixture(scope="session")
 def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], None]], Path]:
@@ -95,7 +124,11 @@ def needs_cifar() -> str | None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip by name what needs something that this machine lacks."""
+    """Begin with the longest files, and skip by name what needs something that this machine lacks."""
+    place = {Path(__file__).parent / name: index for index, name in enumerate(LONGEST)}
+    if missing := [str(path) for path in place if not path.is_file()]:
+        raise pytest.UsageError(f"tests/conftest.py, LONGEST: there is no {', '.join(missing)}")
+    items.sort(key=lambda item: place.get(item.path, len(LONGEST)))  # stable
     for marker, needs in (("lava", needs_lava), ("cifar", needs_cifar)):
         marked = [item for item in items if item.get_closest_marker(marker)]
         if marked and (reason := needs()):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from torch import nn
@@ -23,13 +24,29 @@ PATIENCE_S = 240
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 
-def train(out: Path, *flags: str, launcher: tuple[str, ...] = (sys.executable,)) -> list[dict]:
-    """metrics.jsonl of a digits student trained by a command of its own."""
-    command = [*launcher, "-m", "train.distill", "--out", str(out), "--device", "cpu", *flags]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=out.parent, env=environment, capture_output=True, text=True, timeout=PATIENCE_S)
-    assert done.returncode == 0, done.stderr
+def metrics(out: Path) -> list[dict]:
+    """The lines of metrics.jsonl."""
     return [json.loads(row) for row in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def train(out: Path, *flags: str, processes: int, torchrun: bool = False) -> list[dict]:
+    """metrics.jsonl of a digits student trained by a command of its own; by real torchrun or told what it tells."""
+    flags = ("--out", str(out), "--device", "cpu", *flags)
+    if torchrun:
+        command = [*TORCHRUN, "-m", "train.distill", *flags]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            command, cwd=out.parent, env=environment, capture_output=True, text=True, timeout=PATIENCE_S
+        )
+        assert done.returncode == 0, done.stderr
+        return metrics(out)
+    log = out.with_suffix(".log")
+    if processes == 1:
+        started = (forked.start("train.distill", flags, folder=out.parent, environment={}, log=log),)
+    else:
+        started = forked.start_two("train.distill", flags, folder=out.parent, log=log)
+    assert set(forked.ended(*started, seconds=PATIENCE_S)) == {0}, log.read_text()
+    return metrics(out)
 
 
 @pytest.mark.parametrize(("engine", "method"), [("fused", "tser"), ("plain", "tser"), ("fused", "kdsnn")])
@@ -42,8 +59,8 @@ def test_two_processes_have_the_loss_curve_of_one_with_the_same_global_batch(
         *("--optim.epochs", "50", "--net.width", "0.25", "--sync_bn", "--precision", "fp64", "--engine", engine),
         *("--method.name", method),
     )
-    one = train(tmp_path / "one", *flags)
-    two = train(tmp_path / "two", *flags, launcher=tuple(TORCHRUN))
+    one = train(tmp_path / "one", *flags, processes=1)
+    two = train(tmp_path / "two", *flags, processes=2, torchrun=(engine, method) == ("fused", "tser"))
     assert len(one) == len(two) == 50
     for a, b in zip(one, two, strict=True):
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
@@ -66,11 +83,11 @@ def test_devices_starts_the_processes_by_itself_and_one_of_them_speaks(teacher: 
 
 def test_a_batch_that_cannot_be_split_is_refused_before_the_first_step(teacher: Path, tmp_path: Path) -> None:
     flags = ["--teacher", str(teacher), "--optim.batch_size", "33", "--optim.epochs", "1"]
-    command = [*TORCHRUN, "-m", "train.distill", "--out", "run", "--device", "cpu", *flags]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_S)
-    assert done.returncode != 0
+    log = tmp_path / "log"
+    two = forked.start_two("train.distill", ["--out", "run", "--device", "cpu", *flags], folder=tmp_path, log=log)
+    assert forked.ended(*two, seconds=PATIENCE_S) == [2, 2]
     assert "a batch of 33 images cannot be split over 2 processes: take a multiple, such as --optim.batch_size 32" in (
-        done.stderr
+        log.read_text()
     )
     assert not (tmp_path / "run/state.pt").exists()
 

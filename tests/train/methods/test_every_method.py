@@ -1,9 +1,11 @@
 """What holds of every method in the registry."""
 
+import copy
 import dataclasses
 import itertools
 import subprocess
 import sys
+from functools import cache
 
 import numpy as np
 import pytest
@@ -80,12 +82,10 @@ class Pair:
     """A student of a method and its frozen teacher on real digits, wired as a run wires them."""
 
     def __init__(self, method: Method, *, T: int, width: float = 0.5) -> None:
-        torch.manual_seed(0)
-        digits = load(DataConfig())
-        preprocess = Preprocess(mean=digits.mean, std=digits.std, size=digits.size)
         self.method = method
-        self.images, self.target = preprocess(digits.train.images[:128]), digits.train.labels[:128]
-        network = quick_teacher(self.images, self.target)
+        self.images, self.target = some_digits()
+        network = copy.deepcopy(quick_teacher())
+        torch.manual_seed(0)
         self.network = build(NetConfig(width=width, T=T))
         layers = method.layers(self.network.places, network.places if method.needs_teacher else None)
         self.network.hold.T = method.steps(T)
@@ -105,8 +105,19 @@ class Pair:
         return self.method.loss(self.student.outputs(self.student(self.images)), taught, self.target)
 
 
-def quick_teacher(images: Tensor, target: Tensor) -> Network:
-    """A teacher that knows these images, frozen."""
+@cache
+def some_digits() -> tuple[Tensor, Tensor]:
+    """Normalised training images [128, 1, 8, 8] and their labels."""
+    digits = load(DataConfig())
+    preprocess = Preprocess(mean=digits.mean, std=digits.std, size=digits.size)
+    return preprocess(digits.train.images[:128]), digits.train.labels[:128]
+
+
+@cache
+def quick_teacher() -> Network:
+    """A teacher that knows these images, frozen; a test takes a copy."""
+    images, target = some_digits()
+    torch.manual_seed(0)
     teacher = build(NetConfig(spiking=False, width=0.5))
     optimizer = torch.optim.SGD(teacher.parameters(), lr=0.1, momentum=0.9)
     for _ in range(40):
