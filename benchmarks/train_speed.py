@@ -8,6 +8,7 @@ JSON and prints the table that is drawn from it. The variants:
   eager         a student as train.distill trains it on this device (engine auto), CE of the mean over T
   compiled      the same with --engine compiled
   tser          as eager, with TSER's loss and the forward pass of a ResNet-34 teacher
+  tser_compiled the same with --engine compiled, which compiles the teacher too
 """
 
 import json
@@ -29,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from train import cli
 
 
-VARIANTS = ("ann", "spikingjelly", "eager", "compiled", "tser")
+VARIANTS = ("ann", "spikingjelly", "eager", "compiled", "tser", "tser_compiled")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,8 @@ class SpeedConfig:
     """Times that each variant is run."""
     steps: int = 10
     """Timed steps of a run; their median counts."""
+    cudnn_benchmark: bool = False
+    """Let cuDNN time its algorithms for every shape (all variants)."""
     variants: tuple[str, ...] = VARIANTS
     """Which variants; ann and spikingjelly are what the others are compared with."""
     one: str | None = None
@@ -102,6 +105,7 @@ def in_a_process(config: SpeedConfig, variant: str) -> dict[str, Any]:
     """One variant in a fresh process: its allocator, caches and peak memory are its own."""
     names = ("net", "T", "batch_size", "size", "precision", "device", "teacher", "steps")
     flags = [part for name in names for part in (f"--{name}", str(getattr(config, name)))]
+    flags.append("--cudnn_benchmark" if config.cudnn_benchmark else "--no_cudnn_benchmark")
     command = [sys.executable, __file__, "--one", variant, *flags]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -117,6 +121,7 @@ def run_one(config: SpeedConfig) -> dict[str, Any]:
     from train.metrics import pick_device
 
     torch.manual_seed(0)
+    torch.backends.cudnn.benchmark = config.cudnn_benchmark
     device = torch.device(pick_device(config.device))
     images = torch.randint(256, (config.batch_size, 3, config.size, config.size), dtype=torch.uint8, device=device)
     target = torch.randint(10, (config.batch_size,), device=device)
@@ -156,12 +161,13 @@ def our_step(config: SpeedConfig, images: Any, target: Any) -> Callable[[], None
     from train.methods import METHODS, Outputs
     from train.networks import build
 
+    compiled, taught_by = config.one in ("compiled", "tser_compiled"), config.one in ("tser", "tser_compiled")
     run = RunConfig(
         net=NetConfig(name=config.net, T=config.T, spiking=config.one != "ann", in_channels=3, size=config.size),
         optim=OptimConfig(batch_size=config.batch_size, lr=0.01),
         precision=config.precision,
         device=config.device,
-        engine="compiled" if config.one == "compiled" else "auto",
+        engine="compiled" if compiled else "auto",
     )
     fabric = engine.start(run)
     network = build(run.net)
@@ -169,11 +175,12 @@ def our_step(config: SpeedConfig, images: Any, target: Any) -> Callable[[], None
     model, updates = fabric.setup(engine.prepare(network, run, device=fabric.device.type), updates)
     model.train()
     preprocess = Preprocess(mean=(0.5,) * 3, std=(0.25,) * 3, size=config.size)
-    method, teacher = METHODS["tser" if config.one == "tser" else "ce"], None
-    if config.one == "tser":
+    method, teacher = METHODS["tser" if taught_by else "ce"], None
+    if taught_by:
         net = NetConfig(name=config.teacher, spiking=False, in_channels=3, size=config.size)
         teacher = build(net).eval().requires_grad_(False).to(fabric.device)
         teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        teacher = torch.compile(teacher) if compiled else teacher
 
     def step() -> None:
         with fabric.autocast():

@@ -14,7 +14,7 @@ from torch import nn
 from train.config import RunConfig
 from train.metrics import pick_device
 from train.networks import Network
-from train.neurons import Norm, not_fusable, set_fused
+from train.neurons import Norm, not_fusable, set_fused, set_stateless
 
 
 PRECISIONS: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed", "fp64": "64-true"}
@@ -53,7 +53,27 @@ def start(config: RunConfig) -> Fabric:
 def prepare(network: Network, config: RunConfig, *, device: str, model: nn.Module | None = None) -> nn.Module:
     """The module whose calls are training steps of `model`, a module around `network` or (None) the network itself.
 
-    Sets `network` to the memory format, normalisation, checkpointing and engine that `config` asks for.
+    Sets `network` to the memory format, normalisation, checkpointing and engine that `config` asks for. Raises
+    ValueError as `check`.
+    """
+    engine = check(network, config, device=device)
+    if config.channels_last:
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for module in network.modules():
+        if isinstance(module, Norm):
+            module.sync = config.sync_bn
+    set_fused(network, engine == "fused" and network.config.spiking)
+    network.stateless = set_stateless(network, engine == "compiled")
+    network.segments = config.checkpoint_segments if network.config.spiking else 0
+    if engine == "compiled":
+        return cast(nn.Module, torch.compile(model or network))
+    return model or network
+
+
+def check(network: Network, config: RunConfig, *, device: str) -> str:
+    """The engine that computes a network's steps: plain, fused or compiled.
+
+    Raises ValueError for what `config` asks for and this network, device or machine does not have.
     """
     refused = not_fusable(network) if network.config.spiking else None
     engine = pick_engine(config.engine, device=device, precision=config.precision, not_fusable=refused)
@@ -69,18 +89,10 @@ def prepare(network: Network, config: RunConfig, *, device: str, model: nn.Modul
         raise ValueError(
             f"--checkpoint_segments: {network.config.name} is one module, which cannot be cut into segments"
         )
-    if config.channels_last:
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     for path, module in network.named_modules():
-        if isinstance(module, Norm):
-            module.sync = config.sync_bn
-        elif config.sync_bn and isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if config.sync_bn and isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(module, Norm):
             raise ValueError(f"--sync_bn: {path} of {network.config.name} is a normalisation of another package")
-    set_fused(network, engine == "fused" and network.config.spiking)
-    network.segments = config.checkpoint_segments if network.config.spiking else 0
-    if engine == "compiled":
-        return cast(nn.Module, torch.compile(model or network))
-    return model or network
+    return engine
 
 
 def pick_engine(asked: str, *, device: str, precision: str, not_fusable: str | None = None) -> str:

@@ -24,7 +24,7 @@ class Observed(nn.Module):
 
     def __init__(self, network: Network, layers: tuple[str, ...] = (), *, differentiable: bool = False) -> None:
         super().__init__()
-        self.network, self.differentiable = network, differentiable
+        self.network, self.layers, self.differentiable = network, layers, differentiable
         self.adapter: nn.Module | None = None
         modules = dict(network.named_modules())
         self._seen: dict[str, Tensor] | None = None

@@ -1,13 +1,16 @@
 """What a method, its student and its teacher do in a run: before it, before a step, and in a step."""
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
-from train import loop, parallel
+from train import engine, loop, parallel
 from train.checkpoint import Checkpoint, Preprocess
 from train.config import DistillConfig, NetConfig
 from train.data import Dataset, Targets
 from train.features import Observed
+from train.metrics import pick_device
 from train.networks import Network, build
 from train.networks.network import NeuronLinear, firing_drive
 from train.neurons import Norm
@@ -31,6 +34,9 @@ class Lesson:
         self.student, self.observed_teacher = observe(self.config, self.dataset, network, taught)
         if taught and self.config.channels_last:
             taught.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.answer: nn.Module | None = self.observed_teacher
+        if self.observed_teacher and not self.observed_teacher.layers and self.config.engine == "compiled":
+            self.answer = cast(nn.Module, torch.compile(self.observed_teacher))
         for remark in self.config.method.remarks(len(self.dataset.classes)):
             parallel.say(f"warning: {remark}")
         return self.student
@@ -43,9 +49,10 @@ class Lesson:
     def step(self, model: nn.Module, images: Tensor, targets: Targets) -> dict[str, Tensor]:
         """The loss's terms; model: what `prepare` gave, or what wraps it."""
         taught = None
-        if self.teacher and self.observed_teacher:
+        if self.teacher and self.observed_teacher and self.answer is not None:  # a compiled module has no truth value
+            self.observed_teacher.to(images.device)
             with torch.no_grad():
-                answer = self.observed_teacher.to(images.device)(self.teacher.preprocess(images))
+                answer = self.answer(self.teacher.preprocess(images))
             taught = self.observed_teacher.outputs(answer)
         student = self.student.outputs(model(self.preprocess(images)))
         return loop.weighted(targets, lambda target: self.config.method.loss(student, taught, target))
@@ -80,9 +87,14 @@ def observe(
 
 
 def rehearse(config: DistillConfig, dataset: Dataset, teacher: NetConfig | None) -> None:
-    """Raise ValueError now for what `observe` would refuse once a teacher is there; shapes alone are computed."""
+    """Raise ValueError now for what `observe` and the engine would refuse once a teacher is there; shapes alone are
+    computed."""
+    device = pick_device(config.device)
+    engine.check_precision(config.precision, device)
     with torch.device("meta"):
-        observe(config, dataset, build(config.net), build(teacher) if teacher else None)
+        network = build(config.net)
+        engine.check(network, config, device=device)
+        observe(config, dataset, network, build(teacher) if teacher else None)
 
 
 def steps_at(done: float, *, T: int, grow_T: float) -> int:
@@ -100,8 +112,6 @@ def copy_weights(teacher: Checkpoint | None, network: Network) -> None:
     """
     if teacher is None:
         raise ValueError("--init_from_teacher: this method has no teacher; take --method.name tser or skd")
-    if network.config.neuron != "lif":
-        raise ValueError("--init_from_teacher: a teacher has no time constants for --net.neuron plif; take lif")
     own = network.state_dict()
     if differing := [n for n in own if n not in teacher.weights or teacher.weights[n].shape != own[n].shape]:
         name = differing[0]

@@ -45,6 +45,17 @@ class Norm(layer.BatchNorm2d):
 class _Neuron(neuron.BaseNode):
     """SpikingJelly's neurons with membranes in float32 under mixed precision."""
 
+    stateless = False
+    """Whether a training step starts at rest by itself and keeps no membranes: under torch.compile a kept state is one
+    more result that is written to memory, and resetting it breaks the graph."""
+
+    def multi_step_forward(self, x_seq: Tensor) -> Tensor:
+        if not (self.training and self.stateless):
+            return super().multi_step_forward(x_seq)
+        rest = self.materialize_states((x_seq,), (self.v_reset or 0.0,), "m")
+        (spikes,), _ = self.multi_step_functional_forward((x_seq,), rest)
+        return spikes
+
     def materialize_states(self, inputs: tuple[Any, ...], states: tuple[Any, ...], step_mode: str) -> tuple[Any, ...]:
         """SpikingJelly's membranes take the input's type; here a half-precision current charges a float32 one."""
         x = inputs[0][0] if step_mode == "m" else inputs[0]
@@ -64,6 +75,7 @@ class LIF(_Neuron, neuron.LIFNode):
     def multi_step_forward(self, x_seq: Tensor | Drive) -> Tensor:
         if self.training and self.fused:
             return fire(self, x_seq)
+        assert isinstance(x_seq, Tensor)
         return super().multi_step_forward(x_seq)
 
 
@@ -84,6 +96,16 @@ def set_fused(network: nn.Module, fused: bool) -> None:
             module.fused = fused and module.fusable
         elif isinstance(module, LIF):
             module.fused = fused
+
+
+def set_stateless(network: nn.Module, stateless: bool) -> bool:
+    """Whether training steps of `network` keep no membranes; gives whether this is so of all its neurons: those of a
+    zoo's model are SpikingJelly's own and are left alone."""
+    nodes = [module for module in network.modules() if isinstance(module, neuron.BaseNode)]
+    for node in nodes:
+        if isinstance(node, _Neuron):
+            node.stateless = stateless
+    return stateless and all(isinstance(node, _Neuron) for node in nodes)
 
 
 def not_fusable(network: nn.Module) -> str | None:

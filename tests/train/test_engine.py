@@ -1,13 +1,18 @@
 """What a step runs on: asked for what is not there, it says so before the first step."""
 
+from copy import deepcopy
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from train import engine
-from train.config import NetConfig, RunConfig
-from train.networks import build
+from train.config import DataConfig, DistillConfig, NetConfig, RunConfig
+from train.data import load
+from train.features import Observed
+from train.lesson import observe
+from train.networks import build, lif_layers
 from train.neurons import LIF, Norm
 
 
@@ -75,6 +80,42 @@ def test_membranes_stay_float32_under_mixed_precision() -> None:
         assert (current.dtype, spikes.dtype, lif.v.dtype) == (torch.bfloat16, torch.bfloat16, torch.float32)
         lif.reset()
         assert torch.equal(lif(current.float()), spikes.float())
+
+
+@pytest.mark.parametrize("kind", ["lif", "plif", "if"])
+def test_a_compiled_step_is_one_graph_that_keeps_no_membranes(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the first call on; logits and gradients are those of the plain modules."""
+    torch.manual_seed(0)
+    network = build(NetConfig(width=0.25, T=2, neuron=kind)).double()
+    plain, images = deepcopy(network).train(), torch.randn(4, 1, 8, 8, dtype=torch.float64)
+    monkeypatch.setattr(engine.shutil, "which", lambda name: name)
+    monkeypatch.setattr(engine.torch, "compile", partial(torch.compile, backend="aot_eager", fullgraph=True))
+    config = RunConfig(engine="compiled", precision="fp64")
+    model = engine.prepare(network, config, device="cpu", model=Observed(network)).train()
+    for _ in range(2):  # the second call starts at rest as well
+        logits, expected = model(images)[0], plain(images)
+        torch.testing.assert_close(logits, expected, rtol=1e-9, atol=1e-9)
+        logits.square().sum().backward()
+        expected.square().sum().backward()
+    for ours, theirs in zip(network.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-7, atol=1e-9)
+    assert not any(isinstance(layer.v, torch.Tensor) for layer in lif_layers(network).values())
+    assert all(isinstance(layer.v, torch.Tensor) for layer in lif_layers(plain).values())
+    engine.prepare(network, RunConfig(engine="plain"), device="cpu")
+    network(images)
+    assert all(isinstance(layer.v, torch.Tensor) for layer in lif_layers(network).values())
+
+
+def test_a_teacher_without_features_is_one_graph() -> None:
+    net, dataset = NetConfig(width=0.25), load(DataConfig(limit=64))
+    teacher = build(NetConfig(width=0.25, spiking=False)).eval().requires_grad_(False)
+    _, observed = observe(DistillConfig(net=net), dataset, build(net), teacher)
+    assert observed is not None
+    images = torch.randn(4, 1, 8, 8)
+    with torch.no_grad():
+        logits, features = torch.compile(observed, backend="aot_eager", fullgraph=True)(images)
+        assert torch.equal(logits, teacher(images))
+    assert (observed.layers, features) == ((), {})
 
 
 def test_compiled_and_less_memory_exclude_each_other() -> None:

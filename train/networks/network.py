@@ -37,6 +37,8 @@ class Network(nn.Module):
 
     divisible = True
     """Whether `body` is a row of modules that can be computed one after the other."""
+    stateless = False
+    """Whether in a training step no neuron reads or keeps a state (train.neurons.set_stateless)."""
 
     def __init__(self, config: NetConfig, stem: nn.Sequential, body: nn.Sequential, places: Places) -> None:
         super().__init__()
@@ -55,7 +57,8 @@ class Network(nn.Module):
             return self.body(self.stem(images.mean(0) if images.dim() == 5 else images))
         if self.config.event and images.dim() == 4:
             raise ValueError(f"{self.config.name} was made for event frames [T, B, C, H, W], got {list(images.shape)}")
-        functional.reset_net(self.body)
+        if not (self.stateless and self.training):
+            functional.reset_net(self.body)
         frames = images.unsqueeze(0) if images.dim() == 4 else images
         drive = self.hold(self.stem(frames))
         if self.segments and self.training and torch.is_grad_enabled():
@@ -112,9 +115,10 @@ def start_weight(config: NetConfig, norm: Norm) -> float:
 
 
 def firing_drive(config: NetConfig) -> float:
-    """The drive that makes a resting neuron fire at once; what charges an IF neuron is not divided by tau."""
+    """The drive that makes a neuron at rest, at v_reset, fire at once; what charges an IF neuron is not divided by
+    tau."""
     divided = config.decay_input and config.neuron != "if"
-    return config.v_threshold * (config.tau if divided else 1.0)
+    return (config.v_threshold - config.v_reset) * (config.tau if divided else 1.0)
 
 
 def lif_layers(network: nn.Module) -> dict[str, neuron.BaseNode]:
