@@ -46,7 +46,8 @@ def real_images(
 
     Raises ValueError or OSError, with the command that gets the data, where the data set is not there.
     """
-    dataset = dataset_of(checkpoint, root=root)
+    # Scales may be chosen on images that are new; images of "val" must not be among those that it was trained on.
+    dataset = dataset_of(checkpoint, root=root, split="val" if split == "val" else "test")
     part = getattr(dataset, split)
     if not len(part.labels):
         raise ValueError(f"the {split} split of {dataset.name} is empty")

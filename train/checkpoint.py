@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 import warnings
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -15,6 +16,7 @@ from torch import Tensor
 from train.config import NetConfig
 from train.networks import Network, build
 from train.record import atomic
+from train.schema import from_dict
 
 
 FORMAT = 1
@@ -87,8 +89,9 @@ class Checkpoint:
     def load(cls, path: Path | str) -> Self:
         """Read a checkpoint that `save` wrote.
 
-        Raises CheckpointError for a file that is missing, truncated, foreign, of a newer format, or whose weights do
-        not fit its network. torch's weights_only reader refuses everything but tensors and plain types.
+        Raises CheckpointError for a file that is missing, truncated, foreign, a training state, of a newer format, or
+        whose parts do not fit together or hold values that are not finite. torch's weights_only reader refuses
+        everything but tensors and plain types.
         """
         path = Path(path)
         if not path.is_file():
@@ -103,6 +106,8 @@ class Checkpoint:
             ) from error
         if not isinstance(content, dict) or "format" not in content:
             raise CheckpointError(f"{path}: not a TSERve checkpoint (no format number inside)")
+        if {"identity", "progress"} <= content.keys():
+            raise CheckpointError(f"{path}: the state of a training run; give the student.pt or teacher.pt beside it")
         if content["format"] != FORMAT:
             raise CheckpointError(
                 f"{path}: checkpoint format {content['format']!r}; this version reads {FORMAT}. Update TSERve."
@@ -110,7 +115,7 @@ class Checkpoint:
         try:
             preprocess = content["preprocess"]
             checkpoint = cls(
-                net=NetConfig(**content["net"]),
+                net=from_dict(NetConfig, content["net"]),
                 weights=dict(content["weights"]),
                 preprocess=Preprocess(
                     mean=tuple(preprocess["mean"]), std=tuple(preprocess["std"]), size=preprocess["size"]
@@ -121,6 +126,8 @@ class Checkpoint:
                 sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
             )
             checkpoint.network()
+            if wrong := misfit(checkpoint):
+                raise ValueError(wrong)
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise CheckpointError(f"{path}: the checkpoint does not fit together ({_first_line(error)})") from error
         return checkpoint
@@ -140,6 +147,25 @@ class Checkpoint:
         if checkpoint.net.spiking:
             raise CheckpointError(f"{path}: a spiking student, not a teacher; `python -m train.teacher` trains one")
         return checkpoint
+
+
+def misfit(checkpoint: Checkpoint) -> str | None:
+    """What does not fit in a checkpoint whose weights are those of its network, in words; None if all does."""
+    net, preprocess = checkpoint.net, checkpoint.preprocess
+    for name, values in (("mean", preprocess.mean), ("std", preprocess.std)):
+        if len(values) != net.in_channels or not all(map(math.isfinite, values)):
+            return f"preprocess.{name} is {list(values)}; expected {net.in_channels} finite numbers, one a channel"
+    if min(preprocess.std) <= 0:
+        return f"preprocess.std is {list(preprocess.std)}; it must be above 0"
+    if preprocess.size != net.size:
+        return f"preprocess.size is {preprocess.size}, net.size {net.size}"
+    if len(checkpoint.labels) != net.num_classes or not all(isinstance(label, str) for label in checkpoint.labels):
+        return f"labels are {len(checkpoint.labels)}; expected {net.num_classes} names, one a class"
+    for name in ("metrics", "provenance"):
+        if not isinstance(getattr(checkpoint, name), dict):
+            return f"{name} is {getattr(checkpoint, name)!r}; expected a table of keys"
+    bad = [name for name, value in checkpoint.weights.items() if not bool(value.isfinite().all())]
+    return f"{bad[0]} holds a value that is not finite" if bad else None
 
 
 def _first_line(error: Exception) -> str:

@@ -4,21 +4,30 @@ A key that no code reads does not belong here. Ranges are checked where the valu
 before anything is loaded.
 """
 
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, TypeVar
+
+from tyro.conf import Fixed, Suppress
 
 from train.methods import METHODS, Method
 
 
 RECIPES = Path(__file__).parent / "recipes"
 
+Value = TypeVar("Value")
+FromElsewhere = Annotated[Value, Fixed, Suppress]
+"""What the command or the data set decides: no flag, which would be overwritten without a word."""
+
 
 def _positive(**values: float | int) -> None:
     for name, value in values.items():
         if not value > 0:
             raise ValueError(f"{name} must be greater than 0, got {value}")
+        if math.isinf(value):
+            raise ValueError(f"{name} must be finite, got {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +91,7 @@ class NetConfig:
     name: str = "vgg_small"
     """Network: vgg_small, vgg11, vgg16, resnet18, resnet34, resnet20, resnet19_tet, resnet19_td, resnet19_ckd,
     sew_resnet18, sew_resnet34; or sj:NAME, a model of SpikingJelly's zoo."""
-    spiking: bool = True
+    spiking: FromElsewhere[bool] = True
     """LIF neurons over T steps (a student) or ReLU (a teacher)."""
     T: int = 4
     """Time steps of a student, 1 to 64."""
@@ -110,13 +119,13 @@ class NetConfig:
     """Pooling after the activations of vgg11 and vgg16."""
     width: float = 1.0
     """Multiplier of every hidden layer's channels."""
-    in_channels: int = 1
+    in_channels: FromElsewhere[int] = 1
     """Channels of an image; set from the data set."""
-    size: int = 8
+    size: FromElsewhere[int] = 8
     """Side of an image in pixels; set from the data set."""
-    num_classes: int = 10
+    num_classes: FromElsewhere[int] = 10
     """Classes; set from the data set."""
-    event: bool = False
+    event: FromElsewhere[bool] = False
     """Whether inputs are event frames [T, B, C, H, W]; set from the data set."""
 
     def __post_init__(self) -> None:
@@ -166,8 +175,8 @@ class OptimConfig:
         for name, value in (("momentum", self.momentum), ("warmup", self.warmup), ("ema", self.ema)):
             if not 0 <= value < 1:
                 raise ValueError(f"optim.{name} must be in [0, 1), got {value}")
-        if self.weight_decay < 0:
-            raise ValueError(f"optim.weight_decay must not be negative, got {self.weight_decay}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"optim.weight_decay must be finite and not negative, got {self.weight_decay}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,4 +266,6 @@ class DistillConfig(RunConfig):
                 f"init_from_teacher needs a teacher of the student's width: set teacher_width to 1 (it is "
                 f"{self.teacher_width}) or give a teacher"
             )
+        if self.init_from_teacher and self.net.neuron != "lif":
+            raise ValueError(f"init_from_teacher is for net.neuron lif, got {self.net.neuron}")
         _positive(teacher_width=self.teacher_width, teacher_epochs=self.teacher_epochs)

@@ -50,13 +50,18 @@ DATASETS: dict[str, Callable[[DataConfig], Dataset]] = {
 def load(config: DataConfig) -> Dataset:
     """The data set that `config` names, in memory; with data.stream, `folder` as files that are decoded when needed.
 
-    Raises ValueError for an unknown name (with the nearest), for files that are missing or not what they should be,
-    and for a limit above the number of training images.
+    Raises ValueError for an unknown name (with the nearest), for settings of other data sets, for files that are
+    missing or not what they should be, and for a limit above the number of training images.
     """
     if config.name not in DATASETS:
         raise unknown("data set", config.name, DATASETS)
     if config.stream and config.name != "folder":
         raise ValueError(f"data.stream is for data.name folder; {config.name} is always kept in memory")
+    recorded = config.name in events.SETS
+    if config.size is not None and not recorded and config.name != "folder":
+        raise ValueError(f"data.size is for data.name folder and recordings of events; {config.name} has its own size")
+    if config.frames != DataConfig.frames and not recorded:
+        raise ValueError(f"data.frames is for recordings of events; {config.name} has images")
     return DATASETS[config.name](config)
 
 

@@ -46,11 +46,17 @@ def main(config: DistillConfig) -> Result:
     name = f"{config.data.name}-{net.name}-{config.method.name}-T{net.T}-s{config.seed}"
     config = dataclasses.replace(config, net=net, out=config.out or Path("runs") / name)
     needs_teacher = config.method.needs_teacher
+    if config.teacher is not None and not needs_teacher:
+        parallel.say(f"warning: method {config.method.name} has no teacher; --teacher {config.teacher} is not used")
     if not needs_teacher or config.teacher is None:
         rehearse(config, dataset, wanted_teacher(config).net if needs_teacher else None)  # before one is trained
+    run = runs.Run(config=config, dataset=dataset, title="student")
+    run.refuse_to_replace("student.pt")  # nor is one trained for nothing
     teacher = load_teacher(config, dataset) if needs_teacher else None
     taught_by = teacher.sha256 if teacher else None
-    run = runs.Run(config=config, dataset=dataset, title="student", teacher_sha256=taught_by)
+    run = dataclasses.replace(run, teacher_sha256=taught_by)
+    if config.teacher is not None:
+        run.refuse_to_replace("student.pt")
     lesson = Lesson(config, dataset, teacher, preprocess=run.preprocess)
     taught = {"teacher_accuracy": teacher.metrics.get("accuracy"), "teacher_sha256": taught_by} if teacher else {}
     path, metrics = run.train(
@@ -94,7 +100,7 @@ def load_teacher(config: DistillConfig, dataset: Dataset) -> Checkpoint:
         if path.exists() and Checkpoint.load(path).provenance.get("identity") == identity:
             parallel.say(f"teacher: {path} was trained with these settings; used again")
         else:
-            path = teacher.main(wanted).path
+            path = teacher.main(wanted, replace=True).path
         return Checkpoint.load_teacher(path)
     return teachers.load(config.teacher, dataset)
 

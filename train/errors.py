@@ -17,6 +17,10 @@ class Stopped(Exception):
         """The exit status that a shell gives a process that the signal ended."""
 
 
+class Diverged(ValueError):
+    """A network, its losses or its answers stopped being finite: the settings do not work, other ones may."""
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> ValueError:
     """The error for a `name` that is not one of `known`: the nearest of these first, then all of them."""
     names = list(known)

@@ -26,7 +26,8 @@ class EvaluateConfig:
     split: Literal["test", "val", "train"] = "test"
     """Which images of the data set that it was trained on."""
     data_root: Path | None = None
-    """Where data sets live; default: the environment variable TSERVE_DATA, else where it was trained from."""
+    """Where data sets live; default: the environment variable TSERVE_DATA, else where it was trained from. For
+    `folder`, whose root is the data set itself, always the latter."""
     out: Path | None = None
     """Folder for evaluate.json and the plots; default: the checkpoint's."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -41,7 +42,7 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
     from train.record import versions, write_json
 
     checkpoint = Checkpoint.load(config.checkpoint)
-    dataset = dataset_of(checkpoint, root=config.data_root)
+    dataset = dataset_of(checkpoint, root=config.data_root, split=config.split)
     split = getattr(dataset, config.split)
     if not len(split.labels):
         raise ValueError(f"the {config.split} split of {dataset.name} is empty (data.val_fraction was 0?)")
@@ -54,6 +55,7 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
         "checkpoint": str(config.checkpoint),
         "checkpoint_sha256": checkpoint.sha256,
         "dataset": dataset.name,
+        "dataset_md5": dict(dataset.md5),
         "split": config.split,
         "device": device,
         "versions": versions(),
@@ -64,10 +66,11 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
     return report
 
 
-def dataset_of(checkpoint: Checkpoint, *, root: Path | None = None) -> Dataset:
-    """The data set that a checkpoint was trained on, by its provenance.
+def dataset_of(checkpoint: Checkpoint, *, root: Path | None = None, split: str = "test") -> Dataset:
+    """The data set that a checkpoint was trained on, by its provenance; `split` is what will be read of it.
 
-    Raises ValueError where the checkpoint does not say, or the data here has other classes.
+    Other data than it was trained on is named on stderr. Raises ValueError where the checkpoint does not say, the data
+    here has other classes, or the training images, of which "train" and "val" are made, are others.
     """
     import dataclasses
     import os
@@ -79,11 +82,23 @@ def dataset_of(checkpoint: Checkpoint, *, root: Path | None = None) -> Dataset:
     if recorded is None:
         raise ValueError("this checkpoint does not say which data set it was trained on")
     data = cli.from_dict(DataConfig, recorded)
-    if root is None and "TSERVE_DATA" in os.environ:
+    if root is None and "TSERVE_DATA" in os.environ and data.name != "folder":  # whose root is no place of several
         root = Path(os.environ["TSERVE_DATA"])
-    dataset = load(dataclasses.replace(data, root=root or data.root, download=False))
+    root = root or data.root
+    if data.name == "folder" and not root.is_dir():
+        raise ValueError(
+            f"{root}, the folder that this checkpoint was trained on, is not there; say where it is: --data_root"
+        )
+    dataset = load(dataclasses.replace(data, root=root, download=False))
     if dataset.classes != checkpoint.labels:
-        raise ValueError(f"{dataset.name} under {root or data.root} has other classes than the checkpoint knows")
+        raise ValueError(f"{dataset.name} under {root} has other classes than the checkpoint knows")
+    recorded_md5 = checkpoint.provenance.get("dataset_md5") or dataset.md5
+    changed = [name for name in {**recorded_md5, **dataset.md5} if recorded_md5.get(name) != dataset.md5.get(name)]
+    text = f"{dataset.name} under {root} is not what the checkpoint was trained on: {', '.join(changed)} has changed"
+    if split != "test" and set(changed) - {"test", "val"}:  # the names of a folder's or of events' test images
+        raise ValueError(f"{text}, so that nobody knows which images are its {split} split; only test can be measured")
+    if changed:
+        print(f"warning: {text} (its md5 is another)", file=sys.stderr, flush=True)
     return dataset
 
 
@@ -101,7 +116,7 @@ def command(argv: list[str]) -> None:
         for t, (alone, mean) in enumerate(zip(report["accuracy_by_step"], report["accuracy_by_T"], strict=True), 1):
             print(f"{t:>3}   {alone:>12.2%}   {mean:>12.2%}")
         print(f"mean of the steps {report['step_mean']:.2%}, spread {report['step_spread']:.2%}")
-        print(f"\nfiring rate {report['firing_rate']:.4f} spikes per neuron and step, ", end="")
+        print(f"\nfiring rate {report['firing_rate']:.4f} spikes per neuron and step, mean over layers, ", end="")
         print(f"{report['feature_firing_rate']:.4f} in the last layer")
         for name, rates in report["firing_rates"].items():
             print(f"  {name:<28} {'  '.join(f'{rate:.4f}' for rate in rates)}")

@@ -1,8 +1,9 @@
 """The training loop, flat: what happens in a run, in the order in which it happens."""
 
 import math
+import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from train.average import Average, estimated
 from train.checkpoint import Preprocess
 from train.config import RunConfig
 from train.data import Dataset, Shuffled, Targets
-from train.errors import Stopped
+from train.errors import Diverged, Stopped
 from train.memory import spikes_as_bytes
 from train.metrics import run_split, summary
 from train.networks import Network
@@ -26,6 +27,8 @@ from train.state import Progress, State
 
 # Losses stay on the device for so many steps; then they are looked at, and processes agree on saving and stopping.
 LOOK_EVERY = 20
+SAY_EVERY = 60.0
+"""Seconds between two lines on an epoch's progress, where there is no terminal for a bar."""
 
 # One step's named loss terms and "total", from the (wrapped) model, augmented uint8 images [B, C, H, W] and targets.
 Step = Callable[[nn.Module, Tensor, Targets], dict[str, Tensor]]
@@ -51,8 +54,9 @@ def fit(
     measured.
     out/state.pt holds all that is needed to go on; with config.resume == "auto" training does so, bit for bit, if
     `identity` (the settings that shape the result) is the one the state was made with.
-    Raises ValueError for a state of another run, for what `engine.start` refuses, and when a loss stops being finite
-    (the last good state is kept); OSError when a state cannot be written; Stopped after a SIGTERM or Ctrl-C.
+    Raises ValueError for a state of another run and for what `engine.start` refuses; Diverged when a loss, a weight or
+    an answer on validation images stops being finite (the last good state is kept); OSError when a state cannot be
+    written; Stopped after a SIGTERM or Ctrl-C.
     """
     fabric = engine.start(config)
     optim = config.optim
@@ -115,6 +119,7 @@ def fit(
                     stop(signal, log, progress, state)
 
             parallel.share_buffers(network)
+            saves.check(progress)  # the last step's losses were finite, what it made of the weights need not be
             progress.seconds += time.perf_counter() - began
             losses = {name: value / steps for name, value in progress.losses.items()}
             record: dict[str, Any] = {"epoch": epoch + 1, "loss": losses, "seconds": progress.seconds}
@@ -150,7 +155,7 @@ def weighted(targets: Targets, loss: Callable[[Tensor], dict[str, Tensor]]) -> d
 def look(waiting: list[dict[str, Tensor]], progress: Progress, *, log: "Log", state: State, lr: float) -> None:
     """Add the losses of the last steps to the epoch's and empty the list; the only place where a step is waited for.
 
-    Raises ValueError for a loss that is not finite, with the first such step and term.
+    Raises Diverged for a loss that is not finite, with the first such step and term.
     """
     names = list(waiting[0])
     rows = torch.stack([torch.stack([terms[name].double() for name in names]) for terms in waiting])
@@ -159,7 +164,7 @@ def look(waiting: list[dict[str, Tensor]], progress: Progress, *, log: "Log", st
         for name, value in zip(names, row, strict=True):
             number = progress.step - len(waiting) + n + 1
             if not math.isfinite(value):
-                raise ValueError(
+                raise Diverged(
                     f"{log.title}: the loss stopped being finite at step {number}, term {name} is {value}; "
                     f"start anew with a smaller --optim.lr (now {lr}) and another --out. {state.kept()}, with that rate"
                 )
@@ -183,15 +188,23 @@ class Saves:
 
     def save(self, progress: Progress) -> None:
         """Save the state in the main process; return when it is on disk. An error there ends all processes."""
+        self.in_main(self.state.save, progress, otherwise="could not save the state")
+        self.at_step, self.at_time = progress.step, time.monotonic()
+
+    def check(self, progress: Progress) -> None:
+        """Raise Diverged, in all processes, for a network that is not finite in the main one."""
+        self.in_main(self.state.check, progress, otherwise="has a network that is not finite")
+
+    def in_main(self, work: Callable[[Progress], None], progress: Progress, *, otherwise: str) -> None:
+        """Do it in the main process. An error there ends all; `otherwise` is what the others say of it."""
         error: Exception | None = None
         if parallel.is_main():
             try:
-                self.state.save(progress)
+                work(progress)
             except (OSError, ValueError) as caught:
                 error = caught
         if any(parallel.largest(int(error is not None))):
-            raise error or OSError(f"{self.state.path}: the main process could not save the state")
-        self.at_step, self.at_time = progress.step, time.monotonic()
+            raise error or OSError(f"{self.state.path}: the main process {otherwise}")
 
 
 def stop(signal: int, log: "Log", progress: Progress, state: State) -> None:
@@ -229,10 +242,13 @@ class Log:
             self.writer.close()
 
     def bar(self, steps: range, epoch: int) -> Iterable[int]:
-        """A progress bar over an epoch's steps, on a terminal."""
+        """An epoch's steps, with a progress bar on a terminal; elsewhere, as in a batch job's log, with lines."""
         name = f"{self.title} epoch {epoch + 1}"
-        disable = None if self.writer else True
-        return tqdm(steps, initial=steps.start, total=steps.stop, desc=name, leave=False, disable=disable)
+        if not self.writer:
+            return steps
+        if sys.stderr.isatty():
+            return tqdm(steps, initial=steps.start, total=steps.stop, desc=name, leave=False)
+        return told(steps, name)
 
     def epoch(self, history: list[dict[str, Any]], *, epochs: int) -> None:
         """Write metrics.jsonl, the last record to TensorBoard, and a line."""
@@ -247,6 +263,19 @@ class Log:
                 self.writer.add_scalar(name, record[name], record["epoch"])
         self.writer.flush()
         parallel.say(line(record, epochs, self.title))
+
+
+def told(steps: range, name: str) -> Iterator[int]:
+    """The steps; every SAY_EVERY seconds a line says how far they are. No GPU is waited for: the times are those at
+    which its work was ordered, which is never far ahead of it for so long."""
+    began = said = time.monotonic()
+    for step in steps:
+        yield step
+        now, done = time.monotonic(), step + 1
+        if now - said >= SAY_EVERY and done < steps.stop:
+            each, said = (now - began) / (done - steps.start), now
+            left = each * (steps.stop - done) / 60
+            parallel.say(f"{name}: step {done} of {steps.stop}, {each:.3g} s a step, {left:.1f} minutes left of it")
 
 
 def line(record: dict[str, Any], epochs: int, title: str) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from train import parallel
 from train.checkpoint import Preprocess
 from train.data import Split, batches
+from train.errors import Diverged
 from train.networks import firing_rates
 
 
@@ -103,8 +104,12 @@ def summary(outputs: SplitOutputs) -> dict[str, object]:
     """All measures of a split as JSON types: accuracies in [0, 1], firing rates per neuron and step in [0, 1].
 
     step_mean, step_spread: mean of the accuracies of the steps alone, largest minus smallest (TSER Fig. 2).
+    firing_rate: the mean over the layers of their rates, so that a small layer counts as much as a large one.
     feature_firing_rate: that of the last LIF layer alone, over all steps (TSER Eq. 12).
+    Raises Diverged for answers that are not finite.
     """
+    if not bool(outputs.logits.isfinite().all()):
+        raise Diverged("the network's answers are not finite: its weights are too large or damaged; train it anew")
     means = running_mean(outputs.logits)
     by_step = accuracy(outputs.logits, outputs.labels)
     by_T = accuracy(means, outputs.labels)

@@ -66,6 +66,20 @@ def only_writer(folder: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def in_turn(folder: Path) -> Iterator[None]:
+    """Wait for other processes that are in the same folder's turn; the system ends a turn with its process.
+
+    A folder that is not there, or cannot be written, needs no turns.
+    """
+    if not os.access(folder, os.W_OK):
+        yield
+        return
+    with (folder / ".lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write `content` as indented JSON, whole or not at all; NaN is refused."""
     with atomic(path) as new:

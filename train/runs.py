@@ -13,11 +13,12 @@ import torch
 from torch import nn
 
 from train import cli, loop, parallel, record
-from train.checkpoint import Checkpoint, Preprocess
+from train.checkpoint import Checkpoint, CheckpointError, Preprocess
 from train.config import NetConfig, RunConfig
 from train.data import Dataset
 from train.metrics import run_split, summary
 from train.networks import Network, build
+from train.state import differences
 
 
 # Settings that may change on the way. The loss is the same function under all of them; rounding differs and, with
@@ -26,6 +27,13 @@ NOT_IDENTITY = {
     *("out", "resume", "save_steps", "save_minutes", "teacher"),
     *("device", "devices", "nodes", "engine", "channels_last", "compress_spikes", "checkpoint_segments"),
 }
+
+
+# What other commands write beside a student, of the student that is there then.
+DERIVED = (
+    *("bundle", "evaluate.json", "student.onnx", "student.int8.onnx", "student.step.onnx", "student.net"),
+    *("student.nir", "energy.json", "verify.json"),
+)
 
 
 def fit_to(dataset: Dataset, net: NetConfig) -> NetConfig:
@@ -75,6 +83,20 @@ class Run:
         settings = {k: v for k, v in cli.to_dict(self.config).items() if k not in NOT_IDENTITY}
         settings["data"] = {k: v for k, v in settings["data"].items() if k not in ("root", "download", "workers")}
         return {"settings": settings, "dataset_md5": dict(self.dataset.md5), "teacher_sha256": self.teacher_sha256}
+
+    def refuse_to_replace(self, file_name: str) -> None:
+        """Raise ValueError if the folder holds a finished checkpoint of other settings, other data or, where ours is
+        known, another teacher: it is a result, and what was exported of it lies beside it."""
+        path = self.out / file_name
+        try:
+            theirs = Checkpoint.load(path).provenance.get("identity") if path.exists() else None
+        except CheckpointError:
+            return  # no loss
+        ours = {key: value for key, value in self.identity.items() if key != "teacher_sha256" or value is not None}
+        if theirs and (differing := differences({key: theirs.get(key) for key in ours}, ours)):
+            raise ValueError(
+                f"{path} belongs to another run: {'; '.join(differing)}. Give another --out, or move that folder away"
+            )
 
     def train(
         self,
@@ -130,6 +152,8 @@ class Run:
             )
             path = self.out / file_name
             if parallel.is_main():
+                if path.exists() and (old := [name for name in DERIVED if (self.out / name).exists()]):
+                    parallel.say(f"note: {', '.join(old)} in {self.out}: made of the {self.title} before; make anew")
                 checkpoint.save(path)
                 record.write_json(
                     self.out / "run.json",

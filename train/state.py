@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from train.errors import Diverged
 from train.record import atomic
 
 
@@ -41,11 +42,9 @@ class State:
     def save(self, progress: Progress) -> None:
         """Write the state, whole or not at all, and through to the disk.
 
-        Raises OSError where it cannot be written and ValueError for a network that is not finite; the state before is
-        kept then.
+        Raises OSError where it cannot be written and Diverged as `check`; the state before is kept then.
         """
-        if bad := not_finite(self.parts["model"]):
-            raise ValueError(f"{bad[0]} holds a value that is not finite after step {progress.step}. {self.kept()}")
+        self.check(progress)
         content = {
             "format": STATE_FORMAT,
             "identity": self.identity,
@@ -63,6 +62,14 @@ class State:
             raise OSError(
                 f"{self.path}: could not be written ({free:,.0f} MB free there: {error}). {self.kept()}"
             ) from error
+
+    def check(self, progress: Progress) -> None:
+        """Raise Diverged for a network that is not finite."""
+        if bad := not_finite(self.parts["model"]):
+            raise Diverged(
+                f"{bad[0]} holds a value that is not finite after step {progress.step}; start anew with a smaller "
+                f"--optim.lr and another --out. {self.kept()}, with that rate"
+            )
 
     def kept(self) -> str:
         """What there is to go on from, as a sentence."""

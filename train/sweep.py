@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from train import cli
 from train.config import RECIPES, DistillConfig
+from train.errors import Diverged
 from train.methods import METHODS
 from train.space import Space
 
@@ -32,7 +33,7 @@ class SweepConfig(DistillConfig):
     space: tuple[str, ...] = ()
     """What is varied: KEY=low:high, KEY=low:high:log or KEY=a,b,c, one or more."""
     trials: int = 20
-    """Trials in all, those of earlier calls included."""
+    """Trials in all, those of earlier calls and those that diverged included."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -55,6 +56,8 @@ def main(config: SweepConfig) -> dict[str, Any]:
         raise ValueError("a sweep runs one process on one device; start several with other --seed and --out")
     base = fixed(config)
     ranges = [Space.parse(text) for text in config.space]
+    if twice := [axis.key for i, axis in enumerate(ranges) if axis.key in [other.key for other in ranges[:i]]]:
+        raise ValueError(f"space: {twice[0]} is given more than once; give each key one range")
     for axis in ranges:
         for value in axis.ends():
             varied(base, {axis.key: value})  # what a range allows is refused now, not after hours
@@ -73,12 +76,17 @@ def main(config: SweepConfig) -> dict[str, Any]:
             raise ValueError(f"{out / 'study.db'} is another sweep's: {'; '.join(differing)}. Give another --out")
         study.set_user_attr("identity", identity)
         take_up(study)
-        while (done := len(finished(study))) < config.trials:
+        while (done := len(finished(study)) + len(diverged(study))) < config.trials:
             trial = study.ask()
             chosen = {axis.key: axis.suggest(trial) for axis in ranges}
             trial.set_user_attr("folder", trial.user_attrs.get("folder", f"trial-{trial.number:04d}"))
             parallel.say(f"trial {done + 1}/{config.trials}: {shown(chosen)}")
-            study.tell(trial, run(varied(base, chosen), out / trial.user_attrs["folder"]))
+            try:
+                study.tell(trial, run(varied(base, chosen), out / trial.user_attrs["folder"]))
+            except Diverged as error:
+                parallel.say(f"trial {done + 1}/{config.trials} diverged: {error}")
+                trial.set_user_attr("diverged", str(error))
+                study.tell(trial, state=optuna.trial.TrialState.FAIL)
             record.write_json(out / "sweep.json", report(study, identity))
     return report(study, identity)
 
@@ -122,6 +130,8 @@ def take_up(study: optuna.Study) -> None:
 
     for trial in study.get_trials(states=(TrialState.RUNNING,)):
         study.tell(trial.number, state=TrialState.FAIL)
+        if "diverged" in trial.user_attrs:
+            continue  # killed before that was told
         study.enqueue_trial(trial.params, user_attrs={k: v for k, v in trial.user_attrs.items() if k == "folder"})
 
 
@@ -132,15 +142,24 @@ def finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
     return sorted(study.get_trials(states=(TrialState.COMPLETE,)), key=lambda trial: -(trial.value or 0))
 
 
+def diverged(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    """The trials whose training stopped being finite; those that were killed failed, too, and are not among them."""
+    return [trial for trial in study.get_trials() if "diverged" in trial.user_attrs]
+
+
 def report(study: optuna.Study, identity: dict[str, Any]) -> dict[str, Any]:
-    """What sweep.json holds: the settings, and every finished trial, the best first."""
+    """What sweep.json holds: the settings, every finished trial, the best first, and those that diverged."""
     from train.record import git_state, versions
 
     trials = [
         {"number": t.number, "val_accuracy": t.value, "values": t.params, "folder": t.user_attrs["folder"]}
         for t in finished(study)
     ]
-    return {**identity, "trials": trials, "versions": versions(), "git": git_state()}
+    failed = [
+        {"number": t.number, "values": t.params, "folder": t.user_attrs["folder"], "why": t.user_attrs["diverged"]}
+        for t in diverged(study)
+    ]
+    return {**identity, "trials": trials, "diverged": failed, "versions": versions(), "git": git_state()}
 
 
 def shown(values: dict[str, Any]) -> str:
@@ -161,6 +180,10 @@ def command(argv: list[str]) -> None:
         variants={"method": METHODS},
     )
     found = main(config)
+    if not found["trials"]:
+        raise ValueError(f"all {len(found['diverged'])} trials diverged (sweep.json); take another --space and --out")
+    if found["diverged"]:
+        print(f"\n{len(found['diverged'])} trials diverged: sweep.json says which, and why")
     print(f"\n{len(found['trials'])} trials; accuracy on validation images of the best:")
     for trial in found["trials"][:5]:
         print(f"  {trial['val_accuracy']:.2%}  {shown(trial['values'])}   ({trial['folder']})")

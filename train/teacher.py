@@ -26,8 +26,11 @@ class Result:
     accuracy: float
 
 
-def main(config: TeacherConfig) -> Result:
-    """Train a teacher and write its checkpoint, state, metrics and run record into the run folder."""
+def main(config: TeacherConfig, *, replace: bool = False) -> Result:
+    """Train a teacher and write its checkpoint, state, metrics and run record into the run folder.
+
+    Raises ValueError where that holds a finished teacher of other settings, unless it may be replaced.
+    """
     from train import loop, runs
     from train.data import load
     from train.methods.base import cross_entropy
@@ -36,6 +39,8 @@ def main(config: TeacherConfig) -> Result:
     net = runs.fit_to(dataset, dataclasses.replace(config.net, spiking=False))
     out = config.out or Path("runs") / f"teacher-{config.data.name}-{net.name}-s{config.seed}"
     run = runs.Run(config=dataclasses.replace(config, net=net, out=out), dataset=dataset, title="teacher")
+    if not replace:
+        run.refuse_to_replace("teacher.pt")
 
     def step(network: nn.Module, images: Tensor, targets: Targets) -> dict[str, Tensor]:
         logits = network(run.preprocess(images))

@@ -95,6 +95,39 @@ def test_weights_that_do_not_fit_are_refused(saved: Path) -> None:
         Checkpoint.load(edited(saved, weights={"stem.conv.weight": torch.zeros(1)}))
 
 
+def test_a_training_state_is_recognised(saved: Path) -> None:
+    torch.save({"format": 3, "identity": {}, "progress": {}, "model": {}}, saved)
+    with pytest.raises(CheckpointError, match=r"the state of a training run; give the student\.pt or teacher\.pt"):
+        Checkpoint.load(saved)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"provenance": None}, "provenance is None; expected a table of keys"),
+        ({"metrics": [1]}, r"metrics is \[1\]; expected a table of keys"),
+        ({"preprocess": {"mean": [0.1, 0.2, 0.3], "std": [0.4], "size": 8}}, r"mean is .* expected 1 finite numbers"),
+        ({"preprocess": {"mean": [0.1], "std": [0.0], "size": 8}}, r"std is \[0\.0\]; it must be above 0"),
+        ({"preprocess": {"mean": [0.1], "std": [float("nan")], "size": 8}}, "std is .* finite"),
+        ({"preprocess": {"mean": [0.1], "std": [0.4], "size": 9}}, "preprocess.size is 9, net.size 8"),
+        ({"labels": ["a", "b"]}, "labels are 2; expected 10 names, one a class"),
+        ({"net": {"width": 0.25, "T": 4.5}}, "T: expected an integer, got 4.5"),
+        ({"net": {"width": 0.25, "tt": 4}}, "unknown key 'tt'"),
+        ({"net": [1]}, ""),
+    ],
+)
+def test_what_does_not_fit_together_is_named(saved: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(CheckpointError, match=rf"student\.pt: the checkpoint does not fit together \(.*{message}"):
+        Checkpoint.load(edited(saved, **changes))
+
+
+def test_weights_that_are_not_finite_are_refused(saved: Path) -> None:
+    weights = torch.load(saved, weights_only=True)["weights"]
+    weights["stem.conv.weight"][0, 0, 0, 0] = torch.nan
+    with pytest.raises(CheckpointError, match=r"stem\.conv\.weight holds a value that is not finite"):
+        Checkpoint.load(edited(saved, weights=weights))
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such file"):
         Checkpoint.load(tmp_path / "none.pt")

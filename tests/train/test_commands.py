@@ -31,6 +31,13 @@ def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         (["--net.T", "0"], "net.T must be in 1 to 64 time steps, got 0"),
         (["--data.name", "cifar10", "--data.root", "nowhere"], "data_batch_1 is missing"),
         (["--teacher", "none.pt"], "none.pt: no such file"),
+        (["--data.size", "64"], "data.size is for data.name folder and recordings of events; digits has its own size"),
+        (["--data.frames", "9"], "data.frames is for recordings of events; digits has images"),
+        (["--net.size", "32"], "Unrecognized options: --net.size"),  # the data set says it
+        (["--net.num_classes", "5"], "Unrecognized options: --net.num_classes"),
+        (["--net.no_spiking"], "Unrecognized options: --net.no_spiking"),
+        (["--init_from_teacher", "--teacher_width", "1", "--net.neuron", "if"], "is for net.neuron lif, got if"),
+        (["--optim.lr", "inf"], "optim.lr must be finite, got inf"),
         (["--net.name", "vgg11"], "at least 32 pixels, got 8"),
     ],
 )

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,21 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_state(tmp_pat
     with pytest.raises(ValueError, match=r"the loss stopped being finite at step \d+, term ce is (nan|inf)"):
         distill.main(config)
     assert not (tmp_path / "run/student.pt").exists()
+
+
+def test_where_there_is_no_terminal_lines_say_how_far_a_long_epoch_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    distill.main(quick(tmp_path / "short", epochs=1))
+    assert "step " not in capsys.readouterr().out
+    monkeypatch.setattr(loop, "SAY_EVERY", 0.0)
+    distill.main(quick(tmp_path / "run", epochs=2))
+    number = r"\d[\d.e-]*"
+    lines = [line for line in capsys.readouterr().out.splitlines() if "step " in line]
+    assert len(lines) == 2 * 3  # of 4 steps an epoch; the last is followed by the epoch's own line
+    for line, (epoch, step) in zip(lines, [(e, s) for e in (1, 2) for s in (1, 2, 3)], strict=True):
+        start = f"student epoch {epoch}: step {step} of 4, "
+        assert re.fullmatch(rf"{start}{number} s a step, {number} minutes left of it", line), line
 
 
 def test_a_loss_that_turns_nan_is_named_by_step_and_term_and_the_last_good_state_is_kept(
@@ -235,6 +251,7 @@ def test_a_teacher_that_was_trained_with_the_same_settings_is_used_again(
     assert "was trained with these settings" not in capsys.readouterr().out
     assert distill.main(config) == first
     assert "was trained with these settings" in capsys.readouterr().out
+    (tmp_path / "run/student.pt").unlink()  # a finished student of other settings is not replaced
     distill.main(dataclasses.replace(config, teacher_epochs=2))
     assert "was trained with these settings" not in capsys.readouterr().out
 

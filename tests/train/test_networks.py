@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from train.config import DataConfig, NetConfig
 from train.data import load
 from train.networks import NETWORKS, build, firing_rates, lif_layers
+from train.networks.network import firing_drive
 from train.neurons import Norm
 
 
@@ -240,6 +242,17 @@ def test_normalisation_weights_start_where_asked(
         assert values == pytest.approx([before_a_sum if path in summed else start]), path
     sew = build(NetConfig(name="sew_resnet18", width=0.1, norm="tdbn", size=32))
     assert not any(module.into_sum for module in sew.modules() if isinstance(module, Norm))  # it adds spikes
+
+
+@pytest.mark.parametrize("options", [{}, {"decay_input": False}, {"neuron": "if"}, {"neuron": "plif"}])
+@pytest.mark.parametrize("v_reset", [0.0, -0.5, 0.25])
+def test_the_firing_drive_is_what_a_neuron_at_rest_needs(options: dict[str, Any], v_reset: float) -> None:
+    config = NetConfig(T=2, v_threshold=0.75, v_reset=v_reset, tau=2.0, **options)
+    resting = next(iter(lif_layers(build(config)).values()))
+    for part, fires in ((0.999, 0.0), (1.001, 1.0)):
+        functional.reset_net(resting)
+        drive = torch.full((1, 1, 4, 2, 2), part * firing_drive(config))  # membranes start at v_reset
+        assert resting(drive).unique().tolist() == [fires]
 
 
 def test_what_cannot_be_built_is_refused() -> None:

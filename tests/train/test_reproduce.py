@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,8 @@ from scipy import stats
 
 from train import reproduce
 from train.errors import exit_status
+from train.experiments import embedding, running, table4_students
 from train.experiments import experiment as base
-from train.experiments import running
 from train.experiments.paper import EXPERIMENTS
 from train.experiments.report import markdown
 from train.experiments.running import recipe_of
@@ -151,6 +152,36 @@ def test_fig_5_is_measured_and_drawn(folder: Path, table3: dict[str, Any]) -> No
         assert len(row["labels"]) == 359
         assert row["teacher_silhouette"] == found["runs"][0]["teacher_silhouette"]
     assert (folder / "results/reproduce-fig5-smoke.png").stat().st_size > 10_000
+
+
+def test_the_data_root_that_is_given_reaches_what_is_measured(
+    folder: Path, table3: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Path | None] = []
+    features = embedding.features
+
+    def noted(checkpoint: Path, data_root: Path | None = None) -> Any:
+        seen.append(data_root)
+        return features(checkpoint, data_root)
+
+    monkeypatch.setattr(embedding, "features", noted)
+    run(folder, "fig5", seeds=1, only="TSER", data_root=tmp_path)
+    assert set(seen) == {tmp_path}
+
+
+def test_energies_are_counted_under_the_data_root_that_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def start(command: list[str], **_: Any) -> Any:
+        asked.extend(command)
+        return SimpleNamespace(returncode=2, stderr="error: enough")
+
+    monkeypatch.setattr(table4_students.subprocess, "run", start)
+    with pytest.raises(ValueError, match="ended with status 2: enough"):
+        table4_students.energies(tmp_path / "student.pt", None, 0, tmp_path / "sets")
+    assert asked[-2:] == ["--data_root", str(tmp_path / "sets")]
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

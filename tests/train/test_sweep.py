@@ -77,6 +77,19 @@ def test_a_sweep_goes_on_and_takes_a_killed_trial_up_in_its_folder(monkeypatch: 
     assert len(more["trials"]) == 4
 
 
+def test_a_trial_that_diverges_counts_is_named_and_the_sweep_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    optim = OptimConfig(epochs=1, batch_size=50, warmup=0.0)
+    diverging = config(space=("optim.lr=0.1,1e34",), trials=6, seed=1, optim=optim)
+    found = sweep.main(diverging)
+    rates = [[trial["values"]["optim.lr"] for trial in found[name]] for name in ("trials", "diverged")]
+    assert len(rates[0]) + len(rates[1]) == 6
+    assert (set(rates[0]), set(rates[1])) == ({0.1}, {1e34})
+    assert "finite" in found["diverged"][0]["why"]
+    assert "diverged: student: the loss stopped being finite" in capsys.readouterr().out
+    assert sweep.main(diverging)["diverged"] == found["diverged"]  # nothing is taken up again
+    assert not capsys.readouterr().out
+
+
 def test_another_sweep_in_the_same_folder_is_refused() -> None:
     sweep.main(config(trials=1))
     with pytest.raises(ValueError, match=r"is another sweep's: settings\.net\.width was 0\.5, is 0\.25\. Give another"):
@@ -106,6 +119,7 @@ def test_a_space_is_read(text: str, space: Space) -> None:
         ({"space": ("net.T=3:1",)}, "low must be below high"),
         ({"space": ("optim.lr=0:1:log",)}, "low must be below high and above 0"),
         ({"space": ("optim.lr=a:b",)}, "expected KEY=low:high"),
+        ({"space": ("optim.lr=0.01:0.1", "optim.lr=0.1:1.0")}, "space: optim.lr is given more than once"),
         ({"space": ("net.TT=1:3",)}, "net.TT: unknown key 'TT'; did you mean"),
         ({"space": ("net.T=1:99",)}, "net.T must be in 1 to 64 time steps, got 99"),
         ({"data": DataConfig(val_fraction=0.0)}, "--data.val_fraction must not be 0"),
@@ -125,3 +139,12 @@ def test_the_command_prints_the_best_and_takes_every_flag_of_a_student(capsys: p
     out = capsys.readouterr().out
     assert "1 trials; accuracy on validation images of the best:" in out
     assert "--optim.lr 0." in out
+
+
+def test_a_sweep_of_which_every_trial_diverged_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    data = ["--data.limit", "200", "--net.width", "0.5", "--net.T", "2", "--optim.epochs", "1"]
+    steep = ["--optim.warmup", "0", "--optim.batch_size", "50", "--space", "optim.lr=1e33:1e34"]
+    flags = [*data, *steep, "--method.name", "ce", "--trials", "2", "--out", "s"]
+    assert exit_status(lambda: sweep.command(flags)) == 2
+    assert "error: all 2 trials diverged (sweep.json)" in capsys.readouterr().err
+    assert len(json.loads(Path("s/sweep.json").read_text())["diverged"]) == 2

@@ -247,7 +247,7 @@ def test_a_student_that_cannot_be_counted_is_named_with_the_reason(tmp_path: Pat
 def test_a_convention_without_a_figure_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     entries = [{"name": name, "per_image": {}} for name in table4_students.CONVENTIONS]
     entries[1] = {"name": "bn_fused", "unavailable": "pool3: no rule"}
-    monkeypatch.setattr(table4_students, "counted", lambda _: {"conventions": entries})
+    monkeypatch.setattr(table4_students, "counted", lambda *_: {"conventions": entries})
     with pytest.raises(ValueError, match=r"a/student\.pt has no energy by bn_fused: pool3: no rule"):
         table4_students.energies(Path("a/student.pt"), None, 0)
 

@@ -6,7 +6,7 @@ once for each number of frames. Shapes: N recordings, T frames, C = 2 channels (
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from hashlib import md5
 from pathlib import Path
@@ -19,6 +19,7 @@ from tqdm import tqdm
 from train.config import DataConfig
 from train.datasets.dataset import Dataset, Split, check_limit, train_and_val
 from train.datasets.guard import import_data_sets
+from train.record import in_turn
 from train.torchvision_guard import import_torchvision
 
 
@@ -88,7 +89,11 @@ def load(config: DataConfig) -> Dataset:
     if size > CAMERA:
         raise ValueError(f"data.size is {size}, but {published.title} was recorded with {CAMERA} x {CAMERA} pixels")
     official = _official(config.name)
-    train_files, test_files = _files(official, published, config)
+    folder = config.root / published.folder
+    if config.download:
+        folder.mkdir(parents=True, exist_ok=True)
+    with in_turn(config.root) if folder.is_dir() else nullcontext():  # several processes would unpack into it
+        train_files, test_files = _files(official, published, config)
     train, train_md5 = _read(train_files[: config.limit], "train", size, config)
     test, test_md5 = _read(test_files, "test", size, config)
     train, val = train_and_val(train, config)

@@ -1,12 +1,14 @@
 """Data sets that were published as files with known md5 sums, and fetching them through torchvision."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import md5
 from pathlib import Path
 from typing import TypeVar
 
 from train.config import DataConfig
+from train.record import in_turn
 
 
 Read = TypeVar("Read")
@@ -29,12 +31,22 @@ class BadFile(ValueError):
 
 
 def read_or_fetch(source: Source, config: DataConfig, *, read: Callable[[], Read], fetch: Callable[[], object]) -> Read:
-    """What `read` gives; where it finds a BadFile and data.download is set, what it gives after `fetch`."""
+    """What `read` gives; where it finds a BadFile and data.download is set, what it gives after `fetch`. Of several
+    processes (torchrun's all come here) one fetches, and the others wait for it."""
     try:
         return read()
     except BadFile:
         if not config.download:
             raise
+    config.root.mkdir(parents=True, exist_ok=True)
+    with in_turn(config.root):
+        return _fetched(source, config, read=read, fetch=fetch)
+
+
+def _fetched(source: Source, config: DataConfig, *, read: Callable[[], Read], fetch: Callable[[], object]) -> Read:
+    """What `read` gives, after `fetch` if another process has not done it meanwhile."""
+    with suppress(BadFile):
+        return read()
     print(f"Fetching {source.title} ({source.download_MB} MB) to {config.root / source.folder}", flush=True)
     try:
         fetch()

@@ -11,16 +11,17 @@ IMAGES = 1000
 NEIGHBOURS = 10
 
 
-def embedding(student: Path, teacher: Path | None, seed: int) -> dict[str, Any]:
+def embedding(student: Path, teacher: Path | None, seed: int, data_root: Path | None = None) -> dict[str, Any]:
     """Measures of a student's features and, as "teacher_..", of its teacher's; with seed 0 also their places."""
-    measures = measured(student, shown=seed == 0)
+    measures = measured(student, data_root, shown=seed == 0)
     if teacher is None:
         return measures
-    return measures | {f"teacher_{name}": value for name, value in measured(teacher, shown=seed == 0).items()}
+    theirs = measured(teacher, data_root, shown=seed == 0)
+    return measures | {f"teacher_{name}": value for name, value in theirs.items()}
 
 
 @lru_cache(maxsize=2)
-def measured(checkpoint: Path, *, shown: bool) -> dict[str, Any]:
+def measured(checkpoint: Path, data_root: Path | None, *, shown: bool) -> dict[str, Any]:
     """Measures of the features of the first test images; `shown`: also their places by t-SNE, and their labels.
 
     The feature of an image is the classifier's input, the mean over T of a student's. silhouette: mean silhouette
@@ -31,7 +32,7 @@ def measured(checkpoint: Path, *, shown: bool) -> dict[str, Any]:
     from sklearn.metrics import silhouette_score
     from sklearn.neighbors import NearestNeighbors
 
-    x, labels = features(checkpoint)
+    x, labels = features(checkpoint, data_root)
     nearest = NearestNeighbors(n_neighbors=NEIGHBOURS, metric="cosine").fit(x).kneighbors(return_distance=False)
     answers = np.array([np.bincount(labels[others]).argmax() for others in nearest])
     numbers = {
@@ -44,8 +45,8 @@ def measured(checkpoint: Path, *, shown: bool) -> dict[str, Any]:
     return numbers | {"tsne": np.round(places, 2).astype(float).tolist(), "labels": labels.tolist()}
 
 
-def features(checkpoint: Path) -> tuple[np.ndarray, np.ndarray]:
-    """What the classifier reads of the first test images, [N, D], and their labels [N]."""
+def features(checkpoint: Path, data_root: Path | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """What the classifier reads of the first test images, [N, D], and their labels [N]; read under `data_root`."""
     import torch
 
     from train.checkpoint import Checkpoint
@@ -54,7 +55,7 @@ def features(checkpoint: Path) -> tuple[np.ndarray, np.ndarray]:
     from train.features import Observed
 
     found = Checkpoint.load(checkpoint)
-    split = dataset_of(found).test
+    split = dataset_of(found, root=data_root).test
     split = split.take(torch.arange(min(IMAGES, len(split))))
     network = found.network()
     observed = Observed(network, (network.places.penultimate,))

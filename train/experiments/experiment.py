@@ -48,8 +48,9 @@ class Experiment:
     """What is reported of every student: keys of its metrics."""
     notes: tuple[str, ...] = ()
     """What a reader should know about the paper's figures."""
-    extra: Callable[[Path, Path | None, int], dict[str, Any]] | None = None
-    """Further measures of a finished student's file, its teacher's file and its seed, as JSON types."""
+    extra: Callable[[Path, Path | None, int, Path | None], dict[str, Any]] | None = None
+    """Further measures of a finished student's file, its teacher's file and its seed, as JSON types; the last is where
+    data sets live, None: where the commands look by themselves."""
 
 
 def base(budget: Budget) -> DistillConfig:

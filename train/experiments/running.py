@@ -72,7 +72,7 @@ def outcome(experiment: Experiment, variant: Variant, seed: int, place: Place, w
         "variant": variant.name,
         "seed": seed,
         **{key: student.metrics[key] for key in MEASURES if key in student.metrics},
-        **(experiment.extra(path, taught, seed) if experiment.extra else {}),
+        **(experiment.extra(path, taught, seed, place.data_root) if experiment.extra else {}),
         "seconds": sum(seconds),
         "student_sha256": student.sha256,
         "git": student.provenance.get("git"),

@@ -19,10 +19,10 @@ IMAGES = 256
 MEASURES = ("tser_compat_acs", "tser_compat_macs", *(f"{name}_J" for name in CONVENTIONS))
 
 
-def energies(student: Path, teacher: Path | None, seed: int) -> dict[str, Any]:
+def energies(student: Path, teacher: Path | None, seed: int, data_root: Path | None = None) -> dict[str, Any]:
     """Measures of a student's file: ACs, MACs and joules of an image, means over the first IMAGES test images; and
     under `ann_J` the joules of the ANN of the same layers by convention."""
-    entries = {entry["name"]: entry for entry in counted(student)["conventions"]}
+    entries = {entry["name"]: entry for entry in counted(student, data_root)["conventions"]}
     for name in CONVENTIONS:
         if "per_image" not in entries[name]:
             raise ValueError(f"{student} has no energy by {name}: {entries[name]['unavailable']}")
@@ -36,8 +36,8 @@ def energies(student: Path, teacher: Path | None, seed: int) -> dict[str, Any]:
     }
 
 
-def counted(student: Path) -> dict[str, Any]:
-    """The energy.json of a student, made now where there is none of this student on IMAGES images.
+def counted(student: Path, data_root: Path | None = None) -> dict[str, Any]:
+    """The energy.json of a student, made now where there is none of this student on IMAGES images under `data_root`.
 
     Raises ValueError with the command's own error where it fails.
     """
@@ -49,6 +49,8 @@ def counted(student: Path) -> dict[str, Any]:
             return found
     parallel.say(f"energy: counting {student}")
     asked = [sys.executable, "-m", "export.energy", str(student), "--samples", str(IMAGES), "--out", str(path.parent)]
+    if data_root is not None:
+        asked += ["--data_root", str(data_root)]
     done = subprocess.run(asked, capture_output=True, text=True)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1].removeprefix("error: ")
