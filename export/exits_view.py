@@ -12,7 +12,10 @@ def words(content: dict[str, Any]) -> str:
 
 def table(content: dict[str, Any]) -> str:
     """The thresholds as lines of text; the chosen one is marked."""
-    lines = [f"exit: {words(content)}", f"{'threshold':>12}  mean steps  accuracy   val accuracy  energy of an image, fp32 prices"]
+    lines = [
+        f"exit: {words(content)}",
+        f"{'threshold':>12}  mean steps  accuracy   val accuracy  energy of an image, fp32 prices",
+    ]
     for entry in content["table"]:
         mark = "*" if entry["threshold"] == content["threshold"] else " "
         val = "-" if entry["val_accuracy"] is None else f"{entry['val_accuracy']:.2%}"

@@ -2,10 +2,14 @@
 
 import logging
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
+from typing import NoReturn
 
 
 class Stopped(Exception):
@@ -31,7 +35,7 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> ValueError:
 
 def exit_status(command: Callable[[], int | None]) -> int:
     """Run a command and give its exit status: what it returns (None is 0), 2 for an error of its user, 130 for Ctrl-C,
-    128 + the signal for a training run that was stopped and saved.
+    128 + the signal for a training run that was stopped and saved. SIGTERM raises SystemExit(143) in the command.
 
     Errors of the user are ValueError (bad usage or input), OSError (files) and ImportError (a part that is not
     installed); they are printed on stderr as `error: ...`. With the environment variable TSERVE_TRACEBACK set their
@@ -40,7 +44,8 @@ def exit_status(command: Callable[[], int | None]) -> int:
     # torch warns twice at import where Triton is not installed, which says nothing to a user without a GPU.
     logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
     try:
-        status = command()
+        with _terminable():
+            status = command()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -53,3 +58,20 @@ def exit_status(command: Callable[[], int | None]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0 if status is None else status
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """While open, SIGTERM ends the command as an error does, so that nothing stays that was written aside."""
+
+    def end(number: int, _: object) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    free = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if free:
+        signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        if free:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
