@@ -44,7 +44,9 @@ def write_checkpoint(path: Path, net: NetConfig, *, labels: tuple[str, ...] = tu
     checkpoint = Checkpoint(
         net=net,
         weights=build(net).state_dict(),
-        preprocess=DIGITS,
+        preprocess=Preprocess(
+            mean=DIGITS.mean * net.in_channels, std=DIGITS.std * net.in_channels, size=net.size or DIGITS.size
+        ),
         labels=labels,
         provenance={
             "config": {"data": cli.to_dict(DataConfig()), "method": {"name": "ce"}},

@@ -82,7 +82,9 @@ def test_a_teacher_whose_file_is_gone_is_left_out_and_another_may_be_named(tmp_p
     assert isinstance(gone, str)
     assert "is not there; give it with --teacher PATH" in gone
     assert isinstance(named, Teacher)
-    other = write_checkpoint(tmp_path / "other.pt", dataclasses.replace(NET, spiking=False, num_classes=3))
+    other = write_checkpoint(
+        tmp_path / "other.pt", dataclasses.replace(NET, spiking=False, num_classes=3), labels=("a", "b", "c")
+    )
     with pytest.raises(ValueError, match="it is for other images or classes than the student"):
         find(student, path, chip=CMOS, teacher=other)
 
