@@ -8,6 +8,8 @@ from hostile_case import ANY, FRONTIER, REFUSED, Case, Target, form, junk, messa
 
 
 NO_HTTP = frozenset({400, 404, 405, 413, 414, 431, 505})
+HEAD = 64 * 1024
+"""Bytes of a request's headers that the server takes."""
 MEGABYTE = 2**20
 TYPES = (
     *(None, "", "text/plain", "application/xml", "image", "/", "multipart/form-data", "multipart/form-data; boundary="),
@@ -140,7 +142,7 @@ def wrong_length(chance: Random, target: Target) -> Case:
             sent, about, ending = head + length + b"%d\r\n\r\n" % (2 * len(body)) + body, "length of more", "close"
     return Case(
         about=about, parts=(sent,), ending="close" if ending == "close" else "answer",
-        expect=REFUSED | NO_HTTP | {501}, shaped=False, may_close=True, wait_s=0.5,
+        expect=REFUSED | NO_HTTP | {501}, may_close=True, wait_s=0.5,
     )  # fmt: skip
 
 
@@ -190,12 +192,14 @@ def no_http(chance: Random, target: Target) -> Case:
     """Something else than HTTP."""
     sent = chance.choice((*SPEECHES, junk(chance, 2000), junk(chance, 200) + b"\r\n\r\n"))
     about = f"{sent[:24]!r}, {len(sent)} bytes"
-    return Case(about=about, parts=(sent,), expect=NO_HTTP | {200, 403, 415}, shaped=False, may_close=True, wait_s=0.3)
+    return Case(about=about, parts=(sent,), expect=NO_HTTP | {200, 403, 415}, may_close=True, wait_s=0.3)
 
 
 def headers(chance: Random, target: Target) -> Case:
     """Far too many headers, or one that is far too long or holds what none may."""
-    kind = chance.choice(("many", "long", "name", "value", "twice", "folded"))
+    kind = chance.choice(("many", "long", "name", "value", "twice", "folded", "endless"))
+    if kind == "endless":
+        return _endless(chance)
     more = {
         "many": [f"X-{i}: {i}" for i in range(chance.choice((200, 5000)))],
         "long": ["X-Long: " + "a" * chance.choice((9_000, 70_000, 1_000_000))],
@@ -212,7 +216,14 @@ def headers(chance: Random, target: Target) -> Case:
     }[kind]
     body = part(target.image) + b"--frontier--\r\n"
     sent = message(body, type="multipart/form-data; boundary=frontier", headers=more)
-    return Case(about=f"headers: {kind}", parts=(sent,), expect=ANY | NO_HTTP | {417}, shaped=False, may_close=True)
+    return Case(about=f"headers: {kind}", parts=(sent,), expect=ANY | NO_HTTP | {417}, may_close=True)
+
+
+def _endless(chance: Random) -> Case:
+    """Headers, or one of them, of which the end never comes."""
+    begin = b"POST /classify HTTP/1.1\r\nHost: localhost\r\nX-A: "
+    block = chance.choice((b"a" * HEAD, (b"a" * 1000 + b"\r\nX-A: ") * (HEAD // 1000)))
+    return Case(about="headers: endless", parts=(begin, *[block] * 8), expect=frozenset({431}), may_close=True)
 
 
 def wrong_place(chance: Random, target: Target) -> Case:

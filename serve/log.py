@@ -1,4 +1,4 @@
-"""Structured logs: every record of the logger "serve" and of those below it is one line of JSON on stderr.
+"""Structured logs: every record is one line of JSON on stderr, those of others too where the process is the service's.
 
 A line has "time" (ISO 8601, UTC), "level", "logger", "message"; "request_id" while a request is being answered; what
 the call gave as `extra`; and "trace" for an exception.
@@ -18,6 +18,7 @@ LONGEST = 200
 """Characters of what a client named, a path or a method, that go into a line."""
 _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
 _access = logging.getLogger("serve.access")
+_page = logging.getLogger("serve.ui")
 
 
 class JsonLines(logging.Formatter):
@@ -44,14 +45,27 @@ class JsonLines(logging.Formatter):
 
 def configure(level: int = logging.INFO) -> None:
     """Send the records of "serve" and of all below it to stderr, in lines of JSON, and nowhere else."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines())
     logger = logging.getLogger("serve")
-    logger.handlers = [handler]
+    logger.handlers = [_handler()]
     logger.propagate = False
     logger.setLevel(level)
     for name in [name for name in logging.root.manager.loggerDict if name == "serve" or name.startswith("serve.")]:
         logging.getLogger(name).disabled = False  # a dictConfig of others disables those that it does not name
+
+
+def take_over() -> None:
+    """Do so with the records of everybody else, from their own levels on, of the root from WARNING on."""
+    logging.root.handlers = [_handler()]
+    logging.root.setLevel(logging.WARNING)
+    for name in ("bentoml", "uvicorn", "uvicorn.error", "uvicorn.asgi"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [], True
+    logging.captureWarnings(True)  # else they go to stderr in words of their own
+
+
+def print_exc() -> None:
+    """Log the exception that is being handled, in place of traceback.print_exc."""
+    _page.exception("the page failed")
 
 
 def access(
@@ -80,6 +94,12 @@ def access(
     if code is not None:
         fields["code"] = code
     _access.info("answered", extra=fields)
+
+
+def _handler() -> logging.Handler:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    return handler
 
 
 def _time(seconds: float) -> str:

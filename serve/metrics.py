@@ -46,7 +46,7 @@ REQUEST_SECONDS = Histogram(
 )
 IN_PROGRESS = Gauge(
     "tserve_requests_in_progress",
-    "Requests that are being answered, the page's left out.",
+    "Requests that are being answered, but for those of the page and for metrics.",
     multiprocess_mode="livesum",
     registry=REGISTRY,
 )

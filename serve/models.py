@@ -19,7 +19,7 @@ from serve import bundle
 from serve.bundle import BundleError
 from serve.predictor import Predictor
 from serve.session import Provider, trim
-from serve.sources import Place, Stamp, finder, young
+from serve.sources import Place, Stamp, finder, name_taken, unknown_default, young
 
 
 Outcome = Literal["loaded", "swapped", "refused", "dropped"]
@@ -112,7 +112,7 @@ class Models:
             raise ValueError("no bundle is named that could be served")
         served = {slot.name: slot for slot in self._slots.values() if slot.served}
         if default is not None and default not in served:
-            raise ValueError(f"the default model cannot be {default!r}; there are: {', '.join(served)}")
+            raise unknown_default(default, served)
         self._wanted = default is not None
         """Whether the default was named: it is then never dropped, and no other model answers in its place."""
         self._first = next(iter(served.values())) if default is None else served[default]
@@ -235,7 +235,7 @@ class Models:
         """The name, if no other model has it."""
         for slot in self._slots.values():
             if slot is not own and slot.served and slot.served.name == name:
-                raise BundleError(f"{own.place.where}: {slot.place.where} has the model's name already, {name!r}")
+                raise name_taken(name, where=own.place.where, has=slot.place.where)
         return name
 
     def _miss(self, key: Key, slot: _Slot) -> None:

@@ -6,6 +6,7 @@ from BentoML /livez and /readyz. docs/serving.md has the settings and what to pu
 
 import asyncio
 import gc
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -30,6 +31,7 @@ from serve.web.shape import busy
 CPU_BATCH, GPU_BATCH = 4, 64
 FEW = 16
 """Answers that are put into words at once; the loop has others to serve while more are."""
+counting = ThreadPoolExecutor(1, "serve.metrics")  # of its own: who watches must see a server that is busy, too
 settings = launch.prepare()
 front = Front()  # what the gate asks the service
 web = fastapi.FastAPI(openapi_url=None)  # its routes come before BentoML's own
@@ -50,6 +52,7 @@ class TSERve:
 
     def __init__(self) -> None:
         log.configure()
+        log.take_over()
         self.load = metrics.Load()
         self.models = Models(settings.bundles, default=settings.default_model, on_change=self.changed)
         shared = shares(settings, provider=self.models.get().predictor.provider)
@@ -162,9 +165,9 @@ async def models(request: fastapi.Request) -> ModelList:
 
 
 @web.get("/metrics")
-def prometheus() -> Response:
+async def prometheus() -> Response:
     """Give what was counted."""
-    content, kind = metrics.render()
+    content, kind = await asyncio.get_running_loop().run_in_executor(counting, metrics.render)
     return Response(content, headers={"content-type": kind})
 
 

@@ -12,6 +12,12 @@ from typing import TypeVar
 MEGABYTE = 1024 * 1024
 DEFAULT_BUNDLES = ("runs/latest/bundle", "bundle")
 """What is served where nothing is named: the newest run's, or what `bentoml build` packs; the first that is there."""
+SHOWN = 40
+"""Characters of a wrong value that its message repeats."""
+LONGEST_S = 86_400.0
+MOST_MB = 1024
+MOST = 1_000_000
+"""Of everything that is counted. Far more than anything can do; beyond it lies what no timer or queue can take."""
 Default = TypeVar("Default", int, None)
 
 
@@ -56,7 +62,7 @@ def read() -> Settings:
         max_batch=_whole("TSERVE_MAX_BATCH", None),
         queue=_whole("TSERVE_QUEUE", defaults.queue),
         timeout_s=_number("TSERVE_TIMEOUT", defaults.timeout_s, least=0.1),
-        max_body=_whole("TSERVE_MAX_BODY_MB", defaults.max_body // MEGABYTE) * MEGABYTE,
+        max_body=_whole("TSERVE_MAX_BODY_MB", defaults.max_body // MEGABYTE, most=MOST_MB) * MEGABYTE,
         api_key=os.environ.get("TSERVE_API_KEY") or None,
     )
 
@@ -70,12 +76,13 @@ def _default_bundle() -> str:
     return next((folder for folder in DEFAULT_BUNDLES if os.path.isdir(folder)), DEFAULT_BUNDLES[0])
 
 
-def _whole(name: str, default: Default) -> int | Default:
+def _whole(name: str, default: Default, *, most: int = MOST) -> int | Default:
     text = os.environ.get(name)
     if not text:
         return default
-    if not text.isdecimal() or int(text) < 1:
-        raise ValueError(f"{name} must be a whole number, 1 or more, got {text!r}")
+    digits = text.isascii() and text.isdecimal() and len(text) <= len(str(most))  # Python reads those of every script
+    if not digits or not 1 <= int(text) <= most:
+        raise ValueError(f"{name} must be a whole number, 1 to {most}, got {text[:SHOWN]!r}")
     return int(text)
 
 
@@ -85,6 +92,6 @@ def _number(name: str, default: float, *, least: float) -> float:
         value = float(text) if text else default
     except ValueError:
         value = -1.0
-    if not least <= value < float("inf"):
-        raise ValueError(f"{name} must be a number of seconds, {least:g} or more, got {text!r}")
+    if not least <= value <= LONGEST_S:
+        raise ValueError(f"{name} must be a number of seconds, {least:g} to {LONGEST_S:g}, got {str(text)[:SHOWN]!r}")
     return value

@@ -7,7 +7,7 @@ newest version). Folders may be symbolic links; each is looked up anew every tim
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -85,6 +85,16 @@ def young(stamp: Stamp) -> bool:
     """
     newest = max((max(mtime, ctime) for *_, mtime, ctime in stamp), default=0) / 1e9
     return abs(time.time() - newest) < YOUNG_S
+
+
+def name_taken(name: str, *, where: str, has: str) -> BundleError:
+    """The refusal of the bundle that lies at `where`: that at `has` is served by its name."""
+    return BundleError(f"{where}: {has} has the model's name already, {name!r}")
+
+
+def unknown_default(name: str, there: Iterable[str]) -> ValueError:
+    """The refusal of a default model that is not served."""
+    return ValueError(f"the default model cannot be {name!r}; there are: {', '.join(there)}")
 
 
 def _several(folder: Path) -> list[Place]:

@@ -20,17 +20,20 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve import log, metrics
 from serve.settings import Settings
-from serve.web import limits
+from serve.web import limits, ofpage
 from serve.web.access import as_bytes, authorised, unauthorised
 from serve.web.limits import Held, Intake
-from serve.web.reply import KEEP, Parting, Reply
-from serve.web.shape import Refusal, busy, failed, too_large
+from serve.web.reply import KEEP, Parting, Reply, as_json
+from serve.web.shape import Refusal, busy, failed, in_shape, too_large
 
 
 __all__ = ["Front", "Gate", "Refusal", "too_large"]
 
 HEALTH = frozenset({"/livez", "/readyz", "/healthz"})
-QUIET = HEALTH | {"/metrics"}  # asked for every few seconds, and not logged
+METRICS = "/metrics"
+QUIET = (
+    HEALTH | ofpage.FOR_BROWSERS.keys() | {METRICS}
+)  # asked for every few seconds, or by every browser, and not logged
 CLASSIFY = frozenset({"/classify", "/classify_batch"})
 DRAIN_BODIES = 4  # bodies' worth that a refused client may go on sending
 _ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
@@ -64,6 +67,8 @@ class Gate:
         self._front = front
         self._key = as_bytes(settings.api_key) if settings.api_key else None
         self._inside = 0  # requests for answers that are under way
+        self._calls = 0  # of the page's script, likewise
+        self._most_calls = ofpage.at_once()
         self._held = Held(limits.BODIES_HELD * settings.max_body)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -81,17 +86,20 @@ class Gate:
         most = self._settings.max_body
         call = _Call(scope, send, most)
         token = log.request_id.set(call.asks.id.decode())
-        if not call.page:
+        shown = not call.page and scope["path"] != METRICS  # which would always see itself
+        if shown:
             metrics.IN_PROGRESS.inc()
         try:
-            refusal = self._refusal(scope, call.asks)
+            if (small := ofpage.FOR_BROWSERS.get(scope["path"])) is not None:
+                return await call.reply.small(small)
+            refusal = self._refusal(call)
             if refusal is None:
                 refusal = await self._run(call, receive)
             if refusal is not None:
                 with contextlib.suppress(OSError):  # what servers may raise if the client has gone
                     await call.reply.refuse(refusal)
         finally:
-            if not call.page:
+            if shown:
                 metrics.IN_PROGRESS.dec()
             _note(call, start)
             log.request_id.reset(token)
@@ -99,18 +107,20 @@ class Gate:
             await limits.drain(receive, most=DRAIN_BODIES * most, more=call.outstanding)
             await call.reply.end()
 
-    def _refusal(self, scope: Scope, asks: "_Asks") -> Refusal | None:
+    def _refusal(self, call: "_Call") -> Refusal | None:
         """Why a request does not get in, as far as its headers and the server's state tell."""
-        path = scope["path"]
+        asks, path = call.asks, call.scope["path"]
         if self._key and path not in HEALTH and not authorised(asks.keys, self._key):
             return unauthorised()
-        if path in CLASSIFY and scope["method"] == "POST":
+        if path in CLASSIFY and call.scope["method"] == "POST":
             if not self._front.ready:
                 return busy("not_ready", "the server is starting or ending", retry_after_s=1)
             if self._inside >= self._front.places:
                 return busy("overloaded", "as many requests are under way as may", retry_after_s=1)
             if (seconds := self._front.retry_after()) is not None:
                 return busy("overloaded", "as many images wait as may", retry_after_s=seconds)
+        elif call.of_script and self._calls >= self._most_calls:
+            return ofpage.overloaded()
         elif path == "/readyz" and not self._front.ready:
             return busy("not_ready", "no model has answered yet", retry_after_s=1)
         if asks.length is not None and asks.length > self._settings.max_body:
@@ -132,6 +142,7 @@ class Gate:
         refusal: Refusal | None = None
         counts = call.scope["path"] in CLASSIFY
         self._inside += counts
+        self._calls += call.of_script
         try:
             await self._app(call.scope, intake, reply)
             if reply.status == 0 and intake.refusal is None:
@@ -150,6 +161,7 @@ class Gate:
         finally:
             intake.close()
             self._inside -= counts
+            self._calls -= call.of_script
         refusal = intake.refusal or refusal
         if reply.status == 0 or refusal is None:
             return refusal
@@ -189,13 +201,19 @@ class _Asks(NamedTuple):
 class _Call:
     """One request under way."""
 
-    __slots__ = ("asks", "intake", "max_body", "page", "reply", "scope")
+    __slots__ = ("asks", "intake", "max_body", "of_script", "page", "reply", "scope")
 
     def __init__(self, scope: Scope, send: Send, max_body: int) -> None:
         self.scope, self.max_body = scope, max_body
         self.asks = _asks(scope)
-        self.page = metrics.is_page(scope["path"])
-        self.reply = Reply(send, id=self.asks.id, shapes=not self.page, on_begin=self._begin)
+        path = scope["path"]
+        self.page = metrics.is_page(path)
+        self.of_script = ofpage.is_call(scope["method"], path)
+        shape = ofpage.in_words if path.startswith(ofpage.CALLS) else None if self.page else in_shape
+        told = ofpage.told if self.of_script else as_json
+        self.reply = Reply(
+            send, id=self.asks.id, path=scope.get("raw_path", b""), shape=shape, told=told, on_begin=self._begin
+        )
         self.intake: Intake | None = None  # without one, the application has not been called
 
     @property

@@ -106,7 +106,9 @@ class Classification(Answer):
     )
     sops: int = Field(description="synaptic operations of this image that only add")
     macs: int = Field(description="multiplications of this image (the first layer, and inputs that are not spikes)")
-    energy_J: float = Field(description="sops * ac_J + macs * mac_J (see /model), joules; prices of float32, whatever runs")
+    energy_J: float = Field(
+        description="sops * ac_J + macs * mac_J (see /model), joules; prices of float32, whatever runs"
+    )
     ann_energy_J: float = Field(description="the ANN of the same architecture on any image, joules")
     steps_used: int = Field(
         description="time steps until the network was sure (see /model, exit), at most T",

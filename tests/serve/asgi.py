@@ -91,8 +91,8 @@ async def ask(app: ASGIApp, *messages: Message | float, **about: Any) -> Answer:
 
 
 @contextlib.contextmanager
-def served(app: ASGIApp, http: str) -> Iterator[int]:
-    """Serve with uvicorn in a thread, as BentoML sets it; gives the port."""
+def served(app: ASGIApp, http: Any) -> Iterator[int]:
+    """Serve with uvicorn in a thread, as BentoML sets it, by the protocol `http`; gives the port."""
     config = uvicorn.Config(app, port=0, http=http, log_config=None, server_header=False, lifespan="off")
     server = uvicorn.Server(config)
     with socket.socket() as listener:

@@ -11,9 +11,6 @@ from typing import Any, Self
 
 WAIT_S = 30.0
 READY = "#answer-card, #answer [role=alert]"
-QUIET = ("manifest.json", "favicon.ico")
-"""Chromium asks for them at the root, where the service has none."""
-
 SLIDE = "arguments[0].value = arguments[1]; arguments[0].dispatchEvent(new Event('input', {bubbles: true}));"
 
 
@@ -156,8 +153,7 @@ class Browsing:
 
     def complaints(self) -> list[str]:
         """Errors in the browser's console since the page was opened or this was asked."""
-        found = [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] == "SEVERE"]
-        return [message for message in found if not any(name in message for name in QUIET)]
+        return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] == "SEVERE"]
 
     def delay(self, seconds: float) -> None:
         """So much later, every answer of the server arrives."""

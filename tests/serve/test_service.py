@@ -185,7 +185,6 @@ BAD = {
     ),
     "11 MB": (413, "body_too_large", picture(bytes(11 << 20))),
     "11 MB in chunks": (413, "body_too_large", text(bytes(1 << 20) for _ in range(11))),
-    "11 MB to the page": (413, "body_too_large", {**picture(bytes(11 << 20)), "url": "/ui/gradio_api/upload"}),
     "no such path": (404, "not_found", {"url": "/classifier"}),
     "POST where GET is meant": (405, "method_not_allowed", {"url": "/model"}),
 }
@@ -203,6 +202,12 @@ def test_bad_input_is_answered_and_the_server_goes_on(
     assert error["message"]
     assert error["hint"]
     assert client.post("/classify", files=GOOD).status_code == 200
+
+
+def test_the_page_is_told_in_a_sentence(client: httpx.Client) -> None:
+    said = client.post("/ui/gradio_api/upload", files={"files": ("x.png", bytes(11 << 20))})
+    assert said.status_code == 413
+    assert said.json() == {"error": "The request body is over 10 MB: send a smaller image, or fewer images at a time."}
 
 
 def ended(env: dict[str, str]) -> str:
@@ -227,12 +232,21 @@ def test_a_missing_bundle_ends_the_command_with_one_message(serve_env: dict[str,
         ("TSERVE_PRECISION", "int8", "error: TSERVE_PRECISION: this bundle has fp32, not 'int8'"),
         ("TSERVE_EXIT_THRESHOLD", "2", "error: TSERVE_EXIT_THRESHOLD must be a number in [0, 1]"),
         ("TSERVE_PROVIDER", "tpu", "error: TSERVE_PROVIDER must be one of auto, cpu, cuda, tensorrt"),
+        ("TSERVE_MODEL", "typo", "error: the default model cannot be 'typo'; there are: shapes-synthetic-T3\n"),
+        ("TSERVE_WATCH", "1e308", "error: TSERVE_WATCH must be a number of seconds, 0 to 86400, got '1e308'\n"),
     ],
 )
 def test_a_wrong_setting_ends_the_command_with_one_message(
     serve_env: dict[str, str], name: str, value: str, said: str
 ) -> None:
-    assert ended(serve_env | {name: value}).startswith(said)
+    told = ended(serve_env | {name: value})
+    assert told.startswith(said)
+    assert told.count("\n") == 1
+
+
+def test_two_bundles_of_one_name_end_the_command_with_one_message(serve_env: dict[str, str], bundle_dir: Path) -> None:
+    told = ended(serve_env | {"TSERVE_BUNDLE": f"{bundle_dir},{bundle_dir}"})
+    assert told == f"error: {bundle_dir}: {bundle_dir} has the model's name already, 'shapes-synthetic-T3'\n"
 
 
 @pytest.mark.skipif(cuda_devices() > 0, reason="this machine's CUDA device is there")

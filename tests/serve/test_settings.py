@@ -45,19 +45,24 @@ def test_every_variable_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", ["workers", "runners", "max_batch", "queue", "max_body"])
-@pytest.mark.parametrize("text", ["0", "-1", "two", "1.5", "\u0662\u00b2"])
+@pytest.mark.parametrize("text", ["0", "-1", "two", "1.5", "\u0662\u00b2", "\u0665\u0660", "1000001", "9" * 5000])
 def test_a_wrong_number_is_named(name: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(NAMES[name], text)
-    with pytest.raises(ValueError, match=f"{NAMES[name]} must be a whole number, 1 or more, got"):
+    most = 1024 if name == "max_body" else 1_000_000
+    with pytest.raises(ValueError, match=f"{NAMES[name]} must be a whole number, 1 to {most}, got .{{3,50}}$"):
         settings.read()
 
 
 @pytest.mark.parametrize(
-    ("name", "text"), [("timeout_s", "0"), ("timeout_s", "nan"), ("watch_s", "-1"), ("watch_s", "inf")]
+    ("name", "text"),
+    [
+        *(("timeout_s", text) for text in ("0", "nan", "1e308", "86401")),
+        *(("watch_s", text) for text in ("-1", "inf", "1e308", "x" * 5000)),
+    ],
 )
 def test_wrong_seconds_are_named(name: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(NAMES[name], text)
-    with pytest.raises(ValueError, match=f"{NAMES[name]} must be a number of seconds"):
+    with pytest.raises(ValueError, match=f"{NAMES[name]} must be a number of seconds, .* to 86400, got .{{3,50}}$"):
         settings.read()
 
 
