@@ -6,11 +6,14 @@ is opened from the bytes that agreed (`Bundle.content`): a folder that is replac
 a network of two bundles' parts.
 """
 
+import errno
 import hashlib
 import json
 import math
+import stat
 from dataclasses import dataclass
 from functools import cached_property
+from io import BufferedReader
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
@@ -185,7 +188,8 @@ class Bundle:
         """Read a listed file and verify what was read; BundleError, also if it was replaced since; KeyError."""
         record, path = self.about.files[name], self.folder / name
         try:
-            data = path.read_bytes()
+            with _opened(path) as file:
+                data = file.read()
         except OSError as error:
             raise _unread(path, error) from None
         digest = hashlib.sha256(data).hexdigest()
@@ -234,16 +238,24 @@ def parse(text: str, *, where: Path) -> Description:
 
 def _description(folder: Path) -> bytes:
     try:
-        return (folder / NAME).read_bytes()
+        with _opened(folder / NAME) as file:
+            return file.read()
     except (FileNotFoundError, NotADirectoryError):
         raise BundleError(f"{folder.absolute()}: no bundle here (no {NAME}). {MAKE_ONE}") from None
     except OSError as error:
         raise BundleError(f"{folder / NAME}: cannot be read: {error.strerror or error}") from None
 
 
+def _opened(path: Path) -> BufferedReader:
+    """Open a file to read; OSError unless it is a regular one: to open a named pipe waits for a writer, for ever."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "Not a regular file")
+    return path.open("rb")
+
+
 def _verify(path: Path, record: FileRecord) -> None:
     try:
-        with open(path, "rb") as file:
+        with _opened(path) as file:
             digest, size = hashlib.file_digest(file, "sha256").hexdigest(), file.tell()
     except OSError as error:
         raise _unread(path, error) from None

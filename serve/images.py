@@ -29,6 +29,7 @@ MAX_SEGMENTS = 10_000
 """Parts of a JPEG file; cameras write some dozens."""
 SEND = f"send one of {', '.join(FORMATS)}, at most {MAX_PIXELS // 10**6} megapixels"
 _TILE_WIDTH, _TILE_LENGTH = 322, 323  # TIFF tags
+_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
 # In JPEG's compressed data, FF is followed by 00 or a restart marker; anything else begins a segment with a length,
 # but for 01 and D8.
 _SEGMENT = re.compile(rb"\xff+([\x02-\xcf\xd9-\xfe])")
@@ -115,7 +116,8 @@ def _open(source: bytes | Path) -> Image.Image:
             _check_tags(_exif_bytes(image.info.get(name, b"")))
         # Not ImageOps.exif_transpose: that writes the EXIF data anew, and reads all of them for it.
         turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-        return image if turn is None else image.transpose(turn)
+        upright = _positive(image)
+        return upright if turn is None else upright.transpose(turn)
 
 
 def _header(source: bytes | Path) -> Image.Image:
@@ -145,6 +147,14 @@ def _tile(image: Image.Image) -> int:
     """Pixels of a TIFF's tile, 0 without tiles."""
     tags = getattr(image, "tag_v2", {})
     return int(tags.get(_TILE_WIDTH, 0)) * int(tags.get(_TILE_LENGTH, 0))
+
+
+def _positive(image: Image.Image) -> Image.Image:
+    """The image with white as its largest value; Pillow inverts a TIFF whose white is zero for up to 8 bits only."""
+    tags = getattr(image, "tag_v2", {})
+    if not image.mode.startswith("I;16") or tags.get(_PHOTOMETRIC) != _WHITE_IS_ZERO:
+        return image
+    return Image.fromarray(np.iinfo(np.uint16).max - np.asarray(image).astype(np.uint16))
 
 
 def _check_segments(data: bytes) -> None:

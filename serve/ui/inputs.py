@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 import numpy as np
@@ -109,9 +110,9 @@ def build() -> Inputs:
         with gr.Tab("Draw", id=SKETCH, visible=False) as draw_tab:
             drawing = _own("sketch", _SKETCH_HTML)
     with gr.Column(elem_id="effects"):
-        noise = gr.Slider(0, NOISE, Effects.noise, step=0.01, label="Noise (std; white is 1)", buttons=[])
-        blur = gr.Slider(0, BLUR, Effects.blur, step=0.1, label="Blur (sigma, pixels)", buttons=[])
-        contrast = gr.Slider(0, CONTRAST, Effects.contrast, step=0.05, label="Contrast (times)", buttons=[])
+        noise = slider(0, NOISE, Effects.noise, step=0.01, label="Noise (std; white is 1)")
+        blur = slider(0, BLUR, Effects.blur, step=0.1, label="Blur (sigma, pixels)")
+        contrast = slider(0, CONTRAST, Effects.contrast, step=0.05, label="Contrast (times)")
         reset = gr.Button("Reset", size="sm", elem_id="reset")
     return Inputs(
         source=source,
@@ -125,6 +126,13 @@ def build() -> Inputs:
         contrast=contrast,
         reset=reset,
     )
+
+
+def slider(least: float, most: float, value: float, **how: Any) -> gr.Slider:
+    """A slider whose value is judged where it is used: Gradio answers one beyond its ends with a trace in the log."""
+    made = gr.Slider(least, most, value, buttons=[], **how)
+    made.preprocess = lambda payload: payload  # type: ignore[method-assign]  # no class of our own: Gradio writes a file for it
+    return made
 
 
 def gallery(predictor: Predictor) -> list[tuple[Image.Image, str]]:

@@ -50,11 +50,13 @@
     if (address !== location.pathname + location.search) history.replaceState(history.state, "", address);
   }
 
+  // What serve/ui/link.py takes for a step; of anything else it tells the visitor.
+  const STEP = /^[0-9]{1,9}$/;
   let wanted = new URLSearchParams(location.search).get("t");
   function renewed() {
     if (!card()) return play(false);
     play(false);
-    go(Number(wanted) || Number(card().dataset.exit));
+    go((STEP.test(wanted) && Number(wanted)) || Number(card().dataset.exit));
     wanted = null;
   }
 
@@ -71,10 +73,17 @@
     if (shown && source && tab && (shown.source !== source || shown.tab !== tab)) document.getElementById("hidden-again")?.click();
   }
 
+  // Gradio calls a sample "Thumbnail 3 of 20".
+  function named() {
+    document.querySelectorAll("#samples .thumbnail-item").forEach((picture, index) => {
+      picture.setAttribute("aria-label", `${picture.querySelector(".caption-label")?.textContent.trim()}, sample ${index}`);
+    });
+  }
+
   let known = null;
   new MutationObserver(() => {
     clearTimeout(settled);
-    settled = setTimeout(overtaken, SETTLED_MS);
+    settled = setTimeout(() => [overtaken, named].forEach((each) => each()), SETTLED_MS);
     const answer = answered();
     if (answer !== known) {
       known = answer;

@@ -1,5 +1,6 @@
 """The page: its layout, and which event asks for what. What is answered stands in serve.ui.view."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, replace
 from importlib import resources
@@ -7,12 +8,15 @@ from typing import Any, NoReturn
 
 import gradio as gr
 from gradio import processing_utils
+from starlette.middleware import Middleware
 
-from serve.ui import answer, inputs
+from serve.ui import answer, inputs, uploads
+from serve.ui.asked import Asked
 from serve.ui.contenders import Contenders
 from serve.ui.effects import Effects
+from serve.ui.guard import Guard
 from serve.ui.look import Run
-from serve.ui.view import THRESHOLD_STEP, Asked, Parts, View
+from serve.ui.view import THRESHOLD_STEP, Parts, View
 
 
 TABS = {
@@ -25,8 +29,6 @@ TABS = {
 }
 MOST_STEPS = 128
 """Of a network whose figures can be played."""
-UPLOADS_KEPT_S = (60, 600)
-"""Looked through every minute; an upload stays on disk ten minutes."""
 ADDRESS = "(link, ...rest) => [location.search, ...rest]"
 """Brings the query of the page's address to the server."""
 CHOSEN = "(link, ...rest) => [document.body.dataset.sample, ...rest]"
@@ -139,7 +141,7 @@ def _tabs() -> tuple[dict[str, gr.Tab], dict[str, Any]]:
         with gr.Column(min_width=300):
             parts["sureness"] = gr.HTML()
             label = "Exit threshold (1: all steps)"
-            parts["threshold"] = gr.Slider(0, 1, 1, step=THRESHOLD_STEP, label=label, elem_id="threshold", buttons=[])
+            parts["threshold"] = inputs.slider(0, 1, 1, step=THRESHOLD_STEP, label=label, elem_id="threshold")
             parts["energy"] = gr.HTML()
     for key, menu, label, figures in (
         ("spikes", "layer", "Layer", "spikes"),
@@ -156,9 +158,10 @@ def _tabs() -> tuple[dict[str, gr.Tab], dict[str, Any]]:
 
 
 def build(contenders: Contenders, run: Run, notices: Sequence[str] = ()) -> gr.Blocks:
-    """Build the page; options() are what Gradio takes where it is shown."""
+    """Build the page; options() are what Gradio takes where it is shown. Raises OSError without a place for uploads."""
+    os.environ["GRADIO_TEMP_DIR"] = str(uploads.folder())
     title = f"TSERve: {contenders.get()[1].about.name}"
-    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=UPLOADS_KEPT_S) as blocks:
+    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(uploads.EVERY_S, uploads.KEPT_S)) as blocks:
         Page(blocks, View(contenders, run), notices)
     # Gradio asks whether a file that a browser names was uploaded only where it thinks that the page is shown; and it
     # fetches whatever address a browser names.
@@ -183,6 +186,7 @@ def options(max_body: int) -> dict[str, Any]:
         "run_history": False,
         "max_file_size": max_body,
         "show_error": True,
+        "app_kwargs": {"lifespan": uploads.swept, "middleware": [Middleware(Guard, max_body=max_body)]},
     }
 
 

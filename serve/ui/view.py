@@ -4,9 +4,9 @@ Nothing of a visitor is kept between two clicks: any of several worker processes
 open overnight goes on after a restart.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, Self
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 from urllib.parse import parse_qsl
 
 import gradio as gr
@@ -18,6 +18,7 @@ from serve.predictor import Predictor
 from serve.spikes import Probe
 from serve.ui import answer, chip, compare_tab, energy_tab, inputs, sketch, spike_figures, steps_tab, testset
 from serve.ui.answer import sentence
+from serve.ui.asked import Asked
 from serve.ui.contenders import Contenders, split
 from serve.ui.effects import Effects
 from serve.ui.link import Link
@@ -38,34 +39,6 @@ FIGURES = ("probabilities", "rates", "sureness", "energy", "spikes", "energies",
 """Parts that show the image; without an image they are empty."""
 Parts = dict[str, Any]
 """By the name of a component of the page, its new value."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """The values of all controls. They come from a browser and may be anything."""
-
-    source: str
-    file: str | None
-    camera: str | None
-    sketch: str | None
-    noise: float
-    blur: float
-    contrast: float
-    network: str | None
-    """One of Contenders.names()."""
-    threshold: float | None
-    layer: str | None
-    other: str | None
-    tab: str
-    shown: str
-    """The network whose samples, layers and threshold the controls show, as `identity` tells it."""
-
-    @classmethod
-    def of(cls, values: Sequence[Any]) -> Self:
-        """The controls' values, in the order of the fields."""
-        told = {field.name: value for field, value in zip(fields(cls), values, strict=True)}
-        empty = {name: told[name] or "" for name in ("source", "tab", "shown")}  # None before the page is open
-        return cls(**told | empty)
 
 
 class View:
@@ -256,9 +229,11 @@ def guarded(drawn: Callable[[], str]) -> str:
 def exit_of(predictor: Predictor, threshold: float | None) -> Exit:
     """The served exit with the page's threshold; the served one where the slider stands as near to it as it can.
 
-    At its end the slider means what it says: all steps.
+    At its end the slider means what it says: all steps. Raises ValueError for what no slider can say.
     """
     served = predictor.exit
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise ValueError(f"the exit threshold must be a number from 0 to 1, got {str(threshold)[:40]!r}")
     if threshold is None or (threshold != 1 and abs(threshold - served.threshold) <= THRESHOLD_STEP / 2):
         return served
     return replace(served, threshold=threshold)

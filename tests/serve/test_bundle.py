@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -73,6 +75,29 @@ def test_a_missing_file_is_named(own_bundle: Path) -> None:
     (own_bundle / "samples" / "000.png").unlink()
     with pytest.raises(BundleError, match=r"samples/000\.png: listed in bundle.json, but No such file"):
         read(own_bundle)
+
+
+@pytest.mark.parametrize("name", ["bundle.json", "model.onnx", "samples/001.png"])
+def test_a_pipe_is_refused_and_not_waited_for(own_bundle: Path, name: str) -> None:
+    content = read(own_bundle).content if name != "bundle.json" else None
+    (own_bundle / name).unlink()
+    os.mkfifo(own_bundle / name)
+    refused: list[str] = []
+
+    def tried(reading: Callable[[], object]) -> None:
+        with pytest.raises(BundleError) as error:
+            reading()
+        refused.append(str(error.value))
+
+    calls = [lambda: read(own_bundle)] + ([lambda: content(name)] if content else [])
+    for call in calls:
+        thread = threading.Thread(target=tried, args=[call], daemon=True)
+        thread.start()
+        thread.join(10)
+    assert len(refused) == len(calls)
+    for words in refused:
+        assert name in words
+        assert "Not a regular file" in words
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '"bundle"', "[" * 100_000, b"\xff\xfe{}"])

@@ -1,6 +1,7 @@
 """What the page answers to each event, without a browser: what is asked for may be anything."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from serve.exits import Exit
 from serve.models import Models
 from serve.predictor import Prediction, Predictor
 from serve.ui import view as views
+from serve.ui.asked import Asked
 from serve.ui.contenders import Contenders, name_of, split
-from serve.ui.view import Asked, View
+from serve.ui.view import View
 
 
 CLOSED = Asked(
@@ -73,8 +75,15 @@ def test_networks_are_named_by_model_and_precision(contenders: Contenders) -> No
 
 def test_an_event_before_the_page_is_open_shows_the_first_sample(view: View) -> None:
     assert '"image":"sample 0"' in view.see(CLOSED)["answer"]
-    values = [None] * len(vars(CLOSED))
-    assert (Asked.of(values).source, Asked.of(values).tab, Asked.of(values).shown) == ("", "", "")
+
+
+@pytest.mark.parametrize("odd", [None, True, ["x"], {}, {"path": "x"}, b"x", (1,)])
+def test_a_value_of_another_type_is_taken_for_its_default(odd: Any) -> None:
+    assert Asked.of([odd] * len(vars(CLOSED))) == Asked()
+    assert Asked.of([5] * len(vars(CLOSED))) == Asked(noise=5, blur=5, contrast=5, threshold=5)
+    assert Asked.of(["x"] * len(vars(CLOSED))) == replace(
+        Asked(), **{name: "x" for name in vars(CLOSED) if name not in ("noise", "blur", "contrast", "threshold")}
+    )
 
 
 @pytest.mark.parametrize("tab", ["steps", "spikes", "energy", "compare", "testset", "chip"])
@@ -86,7 +95,13 @@ def test_each_tab_draws_its_own_figures_only(view: View, tab: str) -> None:
 
 
 def test_what_cannot_be_is_said_in_a_sentence(view: View) -> None:
-    for changes in ({"source": "sample:99"}, {"source": "x"}, {"noise": 9.0}, {"network": "nobody, fp32"}):
+    for changes in (
+        {"source": "sample:99"},
+        {"source": "x"},
+        {"noise": 9.0},
+        {"threshold": 9.0},
+        {"network": "nobody, fp32"},
+    ):
         answer = view.see(asked(view, **changes))["answer"]
         assert 'role="alert"' in answer
         assert "answer-card" not in answer
