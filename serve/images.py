@@ -29,7 +29,7 @@ MAX_SEGMENTS = 10_000
 """Parts of a JPEG file; cameras write some dozens."""
 SEND = f"send one of {', '.join(FORMATS)}, at most {MAX_PIXELS // 10**6} megapixels"
 _TILE_WIDTH, _TILE_LENGTH = 322, 323  # TIFF tags
-_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
+_BITS, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 # In JPEG's compressed data, FF is followed by 00 or a restart marker; anything else begins a segment with a length,
 # but for 01 and D8.
 _SEGMENT = re.compile(rb"\xff+([\x02-\xcf\xd9-\xfe])")
@@ -116,7 +116,7 @@ def _open(source: bytes | Path) -> Image.Image:
             _check_tags(_exif_bytes(image.info.get(name, b"")))
         # Not ImageOps.exif_transpose: that writes the EXIF data anew, and reads all of them for it.
         turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-        upright = _positive(image)
+        upright = _sixteen_bits(image)
         return upright if turn is None else upright.transpose(turn)
 
 
@@ -149,12 +149,17 @@ def _tile(image: Image.Image) -> int:
     return int(tags.get(_TILE_WIDTH, 0)) * int(tags.get(_TILE_LENGTH, 0))
 
 
-def _positive(image: Image.Image) -> Image.Image:
-    """The image with white as its largest value; Pillow inverts a TIFF whose white is zero for up to 8 bits only."""
+def _sixteen_bits(image: Image.Image) -> Image.Image:
+    """A TIFF of more than 8 bits with black 0 and white 65535.
+
+    Pillow leaves 12 bits at 4095, and inverts none of 16 whose white is zero.
+    """
     tags = getattr(image, "tag_v2", {})
-    if not image.mode.startswith("I;16") or tags.get(_PHOTOMETRIC) != _WHITE_IS_ZERO:
+    bits, inverted = int(np.ravel(tags.get(_BITS, 16))[0]), tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
+    if not image.mode.startswith("I;16") or (bits == 16 and not inverted):
         return image
-    return Image.fromarray(np.iinfo(np.uint16).max - np.asarray(image).astype(np.uint16))
+    values = np.asarray(image).astype(np.uint16)
+    return Image.fromarray((2**bits - 1 - values if inverted else values) << (16 - bits))
 
 
 def _check_segments(data: bytes) -> None:

@@ -80,6 +80,31 @@
     });
   }
 
+  // Gradio says nothing of a call that was refused: the page would stand still without a word.
+  function refused(words) {
+    let told = document.getElementById("refused");
+    if (!words) return told?.remove();
+    if (!told) {
+      told = Object.assign(document.createElement("div"), { id: "refused", className: "card alert" });
+      told.setAttribute("role", "alert");
+      (document.querySelector(".gradio-container") ?? document.body).append(told);
+    }
+    told.textContent = words;
+  }
+  const ask = window.fetch;
+  window.fetch = async (...request) => {
+    const click = String(request[0]?.url ?? request[0]).includes("/gradio_api/run/");
+    try {
+      const answer = await ask.apply(window, request);
+      const said = click && !answer.ok && (await answer.clone().json().catch(() => null))?.error;
+      if (click) refused(answer.ok ? "" : said || `The server refused this (${answer.status}).`);
+      return answer;
+    } catch (error) {
+      if (click && error.name !== "AbortError") refused("The server does not answer. Is it there? Try again.");
+      throw error;
+    }
+  };
+
   let known = null;
   new MutationObserver(() => {
     clearTimeout(settled);

@@ -162,25 +162,26 @@ def test_sixteen_bits_keep_their_upper_eight() -> None:
         assert np.array_equal(seen, np.broadcast_to(colours >> 8, (8, 8, 3)))
 
 
-def tiff_file(stored: np.ndarray, photometric: int, orientation: int) -> bytes:
-    """A grey TIFF written by hand, with the bits of `stored`, 8 x 8."""
-    tags = {256: 8, 257: 8, 258: 8 * stored.itemsize, 259: 1, 262: photometric, 273: 8, 274: orientation, 277: 1}
-    tags |= {278: 8, 279: stored.nbytes}
+def tiff_file(stored: np.ndarray, bits: int, photometric: int, orientation: int) -> bytes:
+    """A grey TIFF written by hand, with `bits` of each value of `stored`, 8 x 8."""
+    data = stored.astype("u1" if bits == 8 else "<u2").tobytes()
+    if bits == 12:  # one after the other, the upper bits first
+        data = int("".join(f"{value:012b}" for value in stored.ravel()), 2).to_bytes(96, "big")
+    tags = {256: 8, 257: 8, 258: bits, 259: 1, 262: photometric, 273: 8, 274: orientation, 277: 1}
+    tags |= {278: 8, 279: len(data)}
     entries = b"".join(struct.pack("<HHIHxx", tag, 3, 1, value) for tag, value in sorted(tags.items()))
-    head = b"II" + struct.pack("<HI", 42, 8 + stored.nbytes)
-    return head + stored.tobytes() + struct.pack("<H", len(tags)) + entries + bytes(4)
+    return b"II" + struct.pack("<HI", 42, 8 + len(data)) + data + struct.pack("<H", len(tags)) + entries + bytes(4)
 
 
-@pytest.mark.parametrize("kind", ["u1", "<u2"])  # Pillow opens no other with 16 bits
-def test_a_tiff_whose_white_is_zero_is_not_seen_as_its_negative(kind: str) -> None:
-    most = np.iinfo(kind).max
+@pytest.mark.parametrize(("bits", "photometric"), [(8, 0), (8, 1), (12, 1), (16, 0), (16, 1)])  # as Pillow has them
+def test_a_tiff_is_as_bright_as_it_says(bits: int, photometric: int) -> None:
+    """White is its largest value, or zero."""
+    most = 2**bits - 1
     grey = rng.integers(0, most, (8, 8), endpoint=True)
-    stored = {0: (most - grey).astype(kind), 1: grey.astype(kind)}
-    seen = grey if kind == "u1" else grey >> 8
-    for photometric in (0, 1):
-        for orientation, expected in ((1, seen), (6, np.rot90(seen, -1))):
-            file = tiff_file(stored[photometric], photometric, orientation)
-            assert np.array_equal(as_pixels(decode(file, GREY))[..., 0], expected)
+    stored, seen = grey if photometric else most - grey, grey >> (bits - 8)
+    for orientation, expected in ((1, seen), (6, np.rot90(seen, -1))):
+        file = tiff_file(stored, bits, photometric, orientation)
+        assert np.array_equal(as_pixels(decode(file, GREY))[..., 0], expected)
 
 
 def test_sixteen_bits_may_have_a_transparent_grey() -> None:

@@ -21,12 +21,16 @@ def crowd(server: str) -> Iterator[None]:
         yield
 
 
-def test_a_click_too_many_changes_nothing_and_can_be_repeated(page: Browsing, digits_server: str) -> None:
+def test_a_click_too_many_is_told_changes_nothing_and_can_be_repeated(page: Browsing, digits_server: str) -> None:
     page.sample(1)
     before = page.answer
     with crowd(digits_server):
         page.all("#samples button.thumbnail-item")[2].click()
         page.until(lambda: any("503" in words for words in page.complaints()))
         assert page.answer == before
+        (told,) = page.all("#refused")
+        assert told.get_attribute("role") == "alert"
+        assert "again" in told.text
     page.sample(3)
+    assert not page.all("#refused")
     page.complaints()  # Gradio's own of a click that failed
