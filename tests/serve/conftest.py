@@ -53,8 +53,10 @@ def digits_server(
     digits_dir: Path, serve_env: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
     """The URL of a running `bentoml serve` of it."""
-    log, env = tmp_path_factory.mktemp("digits-server") / "log", serve_env | {"TSERVE_BUNDLE": str(digits_dir)}
-    with running("bentoml", "serve", "--host", "127.0.0.1", env=env, ready="/readyz", log=log) as url:
+    folder = tmp_path_factory.mktemp("digits-server")
+    # A home of its own: a server that starts removes the metrics of every other one there.
+    env = serve_env | {"TSERVE_BUNDLE": str(digits_dir), "BENTOML_HOME": str(folder / "bentoml")}
+    with running("bentoml", "serve", "--host", "127.0.0.1", env=env, ready="/readyz", log=folder / "log") as url:
         yield url
 
 
