@@ -39,7 +39,7 @@ class Case:
     expect: frozenset[int] = REFUSED
     """Statuses that are right; 503 always is one."""
     shaped: bool = True
-    """An error must have the server's own shape: not where the web server refuses what is no HTTP."""
+    """An error must have the server's own shape: not asked of the page, of WebSockets and of unknown methods."""
     may_close: bool = False
     """The server may close the connection without an answer."""
     wait_s: float = 15.0

@@ -1,29 +1,16 @@
 """Settings under which a network stops being finite: named as such, before anything is measured or kept."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from quick_run import quick
 
 from train import distill
-from train.config import DataConfig, DistillConfig, NetConfig, OptimConfig
+from train.config import OptimConfig
 from train.errors import Diverged
-from train.methods import METHODS
 from train.metrics import SplitOutputs, summary
-
-
-def quick(out: Path, **changes: Any) -> DistillConfig:
-    """A student without a teacher on 300 digits, one epoch."""
-    config = DistillConfig(
-        data=DataConfig(limit=300),
-        net=NetConfig(width=0.25, T=2),
-        optim=OptimConfig(epochs=1, batch_size=64),
-        method=METHODS["ce"],
-        out=out,
-    )
-    return dataclasses.replace(config, **changes)
 
 
 @pytest.fixture(autouse=True)

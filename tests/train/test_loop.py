@@ -5,31 +5,24 @@ import json
 import os
 import re
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import quick_run
 import torch
 
 from train import distill, lesson, loop, state
 from train.checkpoint import Checkpoint
-from train.config import DataConfig, DistillConfig, NetConfig, OptimConfig
+from train.config import NetConfig, OptimConfig
 from train.data import Shuffled
 from train.errors import Stopped
 from train.methods import METHODS
 from train.record import atomic, only_writer, write_json
 
 
-def quick(out: Path, *, epochs: int = 4, **changes: Any) -> DistillConfig:
-    """A student without a teacher on 300 digits: under a second an epoch."""
-    config = DistillConfig(
-        data=DataConfig(limit=300),
-        net=NetConfig(width=0.25, T=2),
-        optim=OptimConfig(epochs=epochs, batch_size=64),
-        method=METHODS["ce"],
-        out=out,
-    )
-    return dataclasses.replace(config, **changes)
+quick = partial(quick_run.quick, epochs=4)
 
 
 @pytest.fixture(autouse=True)

@@ -5,24 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from quick_run import quick
 
 from train import distill
 from train import teacher as teachers_command
 from train.checkpoint import Checkpoint
-from train.config import DataConfig, DistillConfig, NetConfig, OptimConfig, TeacherConfig
+from train.config import NetConfig, TeacherConfig
 from train.methods import METHODS
-
-
-def quick(out: Path, **changes: Any) -> DistillConfig:
-    """A student without a teacher on 300 digits, one epoch."""
-    config = DistillConfig(
-        data=DataConfig(limit=300),
-        net=NetConfig(width=0.25, T=2),
-        optim=OptimConfig(epochs=1, batch_size=64),
-        method=METHODS["ce"],
-        out=out,
-    )
-    return dataclasses.replace(config, **changes)
 
 
 @pytest.fixture(autouse=True)
