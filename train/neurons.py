@@ -3,11 +3,12 @@
 Inside a student, values travel as [T, B, ...], or as [1, B, ...] while they are the same at every step.
 """
 
+import operator
 from typing import Any
 
 import torch
 from spikingjelly.activation_based import layer, neuron, surrogate
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from train.config import NetConfig
 from train.fused import Drive, fire, normalise
@@ -27,8 +28,6 @@ class Norm(layer.BatchNorm2d):
     and can take its statistics over the batches of all processes (`sync`)."""
 
     fused = False
-    fusable = True
-    """Whether what reads the result can read a Drive: a LIF, at most behind Hold and Add."""
     into_sum = False
     """Whether the result is a summand of a block's output."""
     sync = False
@@ -91,11 +90,43 @@ def set_fused(network: nn.Module, fused: bool) -> None:
     """Whether training steps of `network` go through train/fused.py instead of SpikingJelly's modules, as far as it
     can compute them: a network with something that `not_fusable` names is left alone."""
     fused = fused and not_fusable(network) is None
+    norms = read_by_neurons(network) if fused else set()
     for module in network.modules():
         if isinstance(module, Norm):
-            module.fused = fused and module.fusable
+            module.fused = module in norms
         elif isinstance(module, LIF):
             module.fused = fused
+
+
+def read_by_neurons(network: nn.Module) -> set[Norm]:
+    """The normalisations of a Network whose results are read by LIF neurons alone, at most behind Hold and sums: those
+    can leave a Drive. None of a network that decides by values what it computes, which cannot be traced."""
+    if not any(isinstance(module, Norm) for module in network.modules()):
+        return set()
+    whole = nn.Sequential(*(network.get_submodule(part) for part in ("stem", "hold", "body")))
+    try:
+        nodes = _Tracer().trace(whole).nodes
+    except Exception:  # whatever a forward of somebody's makes of values that stand for tensors
+        return set()
+    modules = {node: whole.get_submodule(str(node.target)) for node in nodes if node.op == "call_module"}
+
+    def reads(node: fx.Node) -> bool:
+        passes = isinstance(modules.get(node), Hold | Add) or node.target in (operator.add, operator.iadd)
+        return isinstance(modules.get(node), LIF) or (passes and into_neurons(node))
+
+    def into_neurons(node: fx.Node) -> bool:
+        return bool(node.users) and all(map(reads, node.users))
+
+    norms = [(node, module) for node, module in modules.items() if isinstance(module, Norm)]
+    others = {module for node, module in norms if not into_neurons(node)}  # one may stand in several places
+    return {module for _, module in norms} - others
+
+
+class _Tracer(fx.Tracer):
+    """Stops at what a Drive comes from and may go to, and at every other module without parts."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, Norm | Hold | Add | neuron.BaseNode) or not any(True for _ in m.children())
 
 
 def set_stateless(network: nn.Module, stateless: bool) -> bool:

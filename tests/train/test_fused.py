@@ -12,14 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from spikingjelly.activation_based import functional, neuron, surrogate
-from torch import Tensor
+from spikingjelly.activation_based import functional, layer, neuron, surrogate
+from torch import Tensor, nn
 
 from train.config import NetConfig
 from train.fused import Drive, fire
 from train.methods.base import cross_entropy
-from train.networks import NETWORKS, build, lif_layers
-from train.neurons import LIF, SURROGATES, Norm, not_fusable, set_fused
+from train.networks import NETWORKS, Network, Places, build, lif_layers
+from train.networks.network import conv_norm
+from train.neurons import LIF, SURROGATES, Norm, activation, not_fusable, read_by_neurons, set_fused
 
 
 ROOT = Path(__file__).parents[2]
@@ -121,7 +122,16 @@ OPTIONS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(map(str, options.values())))
 def test_a_whole_network_takes_the_plain_step_in_float64(options: dict[str, Any]) -> None:
     torch.manual_seed(0)
-    plain = build(NetConfig(in_channels=3, size=32, **{"width": 0.125, **options})).double().train()
+    network = build(NetConfig(in_channels=3, size=32, **{"width": 0.125, **options})).double().train()
+    assert check_step(network) == len(lif_layers(network))
+    assert all(p.grad is not None for p in network.parameters())
+
+
+def check_step(plain: Network) -> int:
+    """Its training step on random images, fused and not: the same spikes, and gradients and statistics to rounding.
+
+    Gives how many layers of neurons took part.
+    """
     fused = copy.deepcopy(plain).to(memory_format=torch.channels_last)
     set_fused(fused, True)
     images, target = torch.randn(4, 3, 32, 32, dtype=torch.float64), torch.randint(10, (4,))
@@ -130,15 +140,16 @@ def test_a_whole_network_takes_the_plain_step_in_float64(options: dict[str, Any]
         for lif in lif_layers(network).values():
             lif.register_forward_hook(lambda _module, _inputs, out, kept=kept: kept.append(out.detach()))
         cross_entropy(network(images), target).backward()
-    assert len(spikes[0]) == len(lif_layers(plain))
     assert all(torch.equal(a, b) for a, b in zip(*spikes, strict=True))
-    for (path, p), q in zip(plain.named_parameters(), fused.named_parameters(), strict=True):
-        assert p.grad is not None
-        assert q[1].grad is not None
+    for (path, p), (_, q) in zip(plain.named_parameters(), fused.named_parameters(), strict=True):
+        if p.grad is None or q.grad is None:  # of what takes no part
+            assert p.grad is q.grad
+            continue
         # A convolution's bias before a normalisation has no gradient but rounding.
-        assert relative(q[1].grad, p.grad) < 1e-9 or float(p.grad.abs().max()) < 1e-12, path
+        assert relative(q.grad, p.grad) < 1e-9 or float(p.grad.abs().max()) < 1e-12, path
     for (path, b), c in zip(plain.named_buffers(), fused.buffers(), strict=True):
         assert relative(c.double(), b.double()) < 1e-9, path
+    return len(spikes[0])
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -148,6 +159,56 @@ def test_every_normalisation_that_a_neuron_reads_is_fused(name: str) -> None:
     apart = [path for path, module in network.named_modules() if isinstance(module, Norm) and not module.fused]
     assert apart == (["body.layer3.1.conv2.norm"] if name == "resnet19_ckd" else [])
     assert all(module.fused for module in lif_layers(network).values())
+
+
+class Odd(nn.Module):
+    """Normalisations that are read in every way: `ways` says by what."""
+
+    def __init__(self, config: NetConfig, *, ways: str) -> None:
+        super().__init__()
+        self.ways = ways
+        self.norm, self.other = (Norm(8, step_mode="m") for _ in range(2))
+        self.pool = layer.AvgPool2d(2, step_mode="m")
+        self.lif, self.lif2 = activation(config), activation(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        match self.ways:
+            case "neurons":
+                return self.pool(self.lif(self.norm(x)))
+            case "sum":
+                return self.pool(self.lif(x + self.norm(x) + self.other(x)))
+            case "pool":
+                return self.lif(self.pool(self.norm(x)))
+            case "both":
+                y = self.norm(x)
+                return self.lif(self.pool(y)) + self.pool(self.lif2(y))
+            case "twice":
+                return self.lif(self.pool(self.norm(self.lif2(self.norm(x)))))
+            case "values":
+                return self.pool(self.lif(self.norm(x) if x.mean() < 2 else x))
+        raise AssertionError(self.ways)
+
+
+@pytest.mark.parametrize(
+    ("ways", "left"),
+    [
+        ("neurons", {"norm"}),
+        ("sum", {"norm", "other"}),
+        ("pool", set()),
+        ("both", set()),
+        ("twice", set()),
+        ("values", set()),
+    ],
+)
+def test_a_normalisation_that_something_else_reads_is_not_fused(ways: str, left: set[str]) -> None:
+    torch.manual_seed(0)
+    config = NetConfig(in_channels=3, size=32)
+    odd = Odd(config, ways=ways)
+    body = nn.Sequential(activation(config), odd, layer.Flatten(), layer.Linear(8 * 16 * 16, 10))
+    places = Places(stages=("body.1",), penultimate="body.2", classifier="body.3")
+    network = Network(config, conv_norm(3, 8, 3, 1), body, places).double().train()
+    assert {name for name, module in odd.named_children() if module in read_by_neurons(network)} == left
+    assert check_step(network)
 
 
 def test_a_network_of_learned_time_constants_is_left_to_spikingjelly() -> None:

@@ -75,8 +75,7 @@ class BasicBlock(nn.Module):
         self.act2 = nn.ReLU() if relu_end else activation(config)
         for branch in (self.conv2, self.shortcut):
             if isinstance(branch, nn.Sequential):
-                norm = branch.get_submodule("norm")
-                norm.into_sum, norm.fusable = True, not relu_end  # type: ignore[assignment]
+                branch.get_submodule("norm").into_sum = True  # type: ignore[assignment]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act2(self.add(self.conv2(self.act1(self.conv1(x))), self.shortcut(x)))
