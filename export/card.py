@@ -17,6 +17,7 @@ from export.energy_view import markdown
 from export.exits_view import words
 from train import cli
 from train.checkpoint import Checkpoint
+from train.elsewhere import METHOD as ELSEWHERE
 from train.record import write_json
 
 
@@ -138,6 +139,17 @@ def nir_rows(nir: dict[str, Any]) -> list[tuple[str, str]]:
     return [verdict_row("NIR", nir["verify"])]
 
 
+def training(origin: dict[str, Any]) -> str:
+    """What trained a student, in words, from its provenance."""
+    method = origin["config"]["method"]
+    if method["name"] == ELSEWHERE:
+        return "Trained elsewhere, taken over by TSERve"
+    settings = ", ".join(f"{key} = {value}" for key, value in method.items() if key != "name")
+    return (
+        f"Method `{method['name']}` ({settings or 'no hyper-parameters'}), seed {origin['seed']}, on {origin['device']}"
+    )
+
+
 def neurons(net: Any) -> str:
     """The kind of neuron of a student, in words."""
     common = f"v_threshold = {net.v_threshold}, hard reset to {net.v_reset}"
@@ -180,8 +192,6 @@ def card(
     """The model card in Markdown."""
     origin = checkpoint.provenance
     rows = summary_rows(about, evaluation, energy, verification)
-    method = {key: value for key, value in origin["config"]["method"].items() if key != "name"}
-    settings = ", ".join(f"{key} = {value}" for key, value in method.items())
     git = origin.get("git") or {}
     layers = "\n".join(
         f"| {layer['name']} | {layer['input']} | {layer['sops']:,.0f} | {layer['macs']:,.0f} | "
@@ -208,8 +218,7 @@ The student knows {len(about["labels"])} classes ({", ".join(about["labels"][:12
 
 ## How it was made
 
-Method `{origin["config"]["method"]["name"]}` ({settings or "no hyper-parameters"}), network `{checkpoint.net.name}`, \
-{neurons(checkpoint.net)}; seed {origin["seed"]}, on {origin["device"]}.
+{training(origin)}, network `{checkpoint.net.name}`, {neurons(checkpoint.net)}.
 Code: commit {git.get("commit", "unknown")}{" with local changes" if git.get("dirty") else ""}; \
 {", ".join(f"{name} {version}" for name, version in origin["versions"].items())}.
 

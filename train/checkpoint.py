@@ -70,7 +70,7 @@ class Checkpoint:
         network.load_state_dict(self.weights)
         return network.eval()
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path | str) -> None:
         """Write the file, whole or not at all."""
         content = {
             "format": FORMAT,
@@ -82,7 +82,7 @@ class Checkpoint:
             "provenance": self.provenance,
         }
         json.dumps({k: v for k, v in content.items() if k != "weights"}, allow_nan=False)  # JSON types only
-        with atomic(path) as new:
+        with atomic(Path(path)) as new:
             torch.save(content, new)
 
     @classmethod

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from train import recipe
-from train.errors import exit_status, unknown
+from train.errors import OWN, exit_status, unknown
 from train.schema import Variants, from_dict, overlay, to_dict
 
 
@@ -95,7 +95,7 @@ def _choose(config: Config, field: str, registry: Mapping[str, Any], arguments: 
         elif token.startswith(f"{flag}="):
             name = token.removeprefix(f"{flag}=")
     if name not in registry:
-        raise unknown(flag, name, registry)
+        raise unknown(flag, name, registry, more=OWN)
     if name == getattr(config, field).name:
         return config
     return dataclasses.replace(config, **{field: registry[name]})  # type: ignore[type-var]

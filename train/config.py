@@ -36,7 +36,7 @@ class DataConfig:
 
     name: str = "digits"
     """Data set: digits (embedded), mnist, fashion_mnist, cifar10, cifar100, folder (class folders of images), or
-    recordings of events: cifar10_dvs, dvs_gesture."""
+    recordings of events: cifar10_dvs, dvs_gesture; or one of your own (TSERVE_PLUGINS)."""
     root: Path = field(default_factory=lambda: Path(os.environ.get("TSERVE_DATA", "data")))
     """Where data sets live; for `folder`, the folder that holds train/ and test/."""
     limit: int | None = None
@@ -90,7 +90,7 @@ class NetConfig:
 
     name: str = "vgg_small"
     """Network: vgg_small, vgg11, vgg16, resnet18, resnet34, resnet20, resnet19_tet, resnet19_td, resnet19_ckd,
-    sew_resnet18, sew_resnet34; or sj:NAME, a model of SpikingJelly's zoo."""
+    sew_resnet18, sew_resnet34; sj:NAME, a model of SpikingJelly's zoo; or one of your own (TSERVE_PLUGINS)."""
     spiking: FromElsewhere[bool] = True
     """LIF neurons over T steps (a student) or ReLU (a teacher)."""
     T: int = 4

@@ -27,7 +27,7 @@ from train.config import DataConfig
 from train.datasets import cifar, digits, events, folder, mnist
 from train.datasets.dataset import Dataset, Split
 from train.datasets.files import Files
-from train.errors import unknown
+from train.registry import Registry
 
 
 __all__ = ["DATASETS", "Dataset", "Shuffled", "Split", "Targets", "batches", "load"]
@@ -35,16 +35,21 @@ __all__ = ["DATASETS", "Dataset", "Shuffled", "Split", "Targets", "batches", "lo
 Targets = list[tuple[float, Tensor]]
 """Weights and labels [B] of a batch: one pair, or two whose weights add up to 1 where images are mixed."""
 
-DATASETS: dict[str, Callable[[DataConfig], Dataset]] = {
-    "digits": digits.load,
-    "mnist": mnist.load,
-    "fashion_mnist": mnist.load,
-    "cifar10": cifar.load,
-    "cifar100": cifar.load,
-    "folder": folder.load,
-    "cifar10_dvs": events.load,
-    "dvs_gesture": events.load,
-}
+DATASETS: Registry[Callable[[DataConfig], Dataset]] = Registry(
+    "data set",
+    {
+        "digits": digits.load,
+        "mnist": mnist.load,
+        "fashion_mnist": mnist.load,
+        "cifar10": cifar.load,
+        "cifar100": cifar.load,
+        "folder": folder.load,
+        "cifar10_dvs": events.load,
+        "dvs_gesture": events.load,
+    },
+)
+OF_IMAGES = frozenset(DATASETS) - frozenset(events.SETS)
+OF_ONE_SIZE = OF_IMAGES - {"folder"}
 
 
 def load(config: DataConfig) -> Dataset:
@@ -53,16 +58,14 @@ def load(config: DataConfig) -> Dataset:
     Raises ValueError for an unknown name (with the nearest), for settings of other data sets, for files that are
     missing or not what they should be, and for a limit above the number of training images.
     """
-    if config.name not in DATASETS:
-        raise unknown("data set", config.name, DATASETS)
+    make = DATASETS.find(config.name)
     if config.stream and config.name != "folder":
         raise ValueError(f"data.stream is for data.name folder; {config.name} is always kept in memory")
-    recorded = config.name in events.SETS
-    if config.size is not None and not recorded and config.name != "folder":
+    if config.size is not None and config.name in OF_ONE_SIZE:
         raise ValueError(f"data.size is for data.name folder and recordings of events; {config.name} has its own size")
-    if config.frames != DataConfig.frames and not recorded:
+    if config.frames != DataConfig.frames and config.name in OF_IMAGES:
         raise ValueError(f"data.frames is for recordings of events; {config.name} has images")
-    return DATASETS[config.name](config)
+    return make(config)
 
 
 def batches(split: Split, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -11,6 +11,12 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import NoReturn
 
+from train import plugins
+
+
+OWN = f" One of your own comes with {plugins.VARIABLE}."
+"""What else an unknown name may mean."""
+
 
 class Stopped(Exception):
     """A training run was stopped by a signal, and its state is saved; the message says how to go on."""
@@ -25,17 +31,18 @@ class Diverged(ValueError):
     """A network, its losses or its answers stopped being finite: the settings do not work, other ones may."""
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> ValueError:
-    """The error for a `name` that is not one of `known`: the nearest of these first, then all of them."""
+def unknown(kind: str, name: str, known: Iterable[str], *, more: str = "") -> ValueError:
+    """The error for a `name` that is not one of `known`: the nearest of these first, `more`, then all of them."""
     names = list(known)
     near = get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f"; did you mean {' or '.join(near)}?" if near else "."
-    return ValueError(f"unknown {kind} {name!r}{hint} Known: {', '.join(names)}")
+    return ValueError(f"unknown {kind} {name!r}{hint}{more} Known: {', '.join(names)}")
 
 
 def exit_status(command: Callable[[], int | None]) -> int:
     """Run a command and give its exit status: what it returns (None is 0), 2 for an error of its user, 130 for Ctrl-C,
     128 + the signal for a training run that was stopped and saved. SIGTERM raises SystemExit(143) in the command.
+    Before it, plugins are loaded (train/plugins.py).
 
     Errors of the user are ValueError (bad usage or input), OSError (files) and ImportError (a part that is not
     installed); they are printed on stderr as `error: ...`. With the environment variable TSERVE_TRACEBACK set their
@@ -45,6 +52,7 @@ def exit_status(command: Callable[[], int | None]) -> int:
     logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
     try:
         with _terminable():
+            plugins.load()
             status = command()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -14,6 +14,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from train import plugins
+
 
 PACKAGES = (
     *("torch", "torchvision", "spikingjelly", "numpy", "numba", "lightning-fabric"),
@@ -121,9 +123,9 @@ def git_state() -> dict[str, Any] | None:
 
 
 def circumstances(
-    *, config: Mapping[str, Any], seed: int, dataset_md5: Mapping[str, str], device: str
+    *, config: Mapping[str, Any], seed: int | None, dataset_md5: Mapping[str, str], device: str | None
 ) -> dict[str, Any]:
-    """What run.json and a checkpoint's provenance say about how they came to be."""
+    """What run.json and a checkpoint's provenance say about how they came to be; None for what nobody knows."""
     return {
         "config": dict(config),
         "seed": seed,
@@ -131,6 +133,7 @@ def circumstances(
         "device": device,
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "versions": versions(),
+        "plugins": plugins.loaded(),
         "git": git_state(),
     }
 

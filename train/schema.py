@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from train.errors import unknown
+from train.errors import OWN, unknown
 
 
 Config = TypeVar("Config")
@@ -89,7 +89,7 @@ def _default(field: dataclasses.Field[Any], hint: Any) -> Any:
 
 def _variant(current: Any, registry: Mapping[str, Any], name: Any, where: str) -> Any:
     if name not in registry:
-        raise unknown(where, str(name), registry)
+        raise unknown(where, str(name), registry, more=OWN)
     return current if getattr(current, "name", None) == name else registry[name]
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import itertools
 
@@ -275,3 +276,34 @@ def test_augmentations_that_do_not_fit_the_images_are_refused():
             DataConfig(**{name: -1})
     with pytest.raises(ValueError, match=r"data\.stream is for data\.name folder; digits is always kept"):
         load(DataConfig(stream=True))
+
+
+SHAPE = {"images": torch.zeros(3, 1, 8, 8, dtype=torch.uint8), "labels": torch.arange(3), "indices": torch.arange(3)}
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"images": torch.zeros(3, 1, 8, 8)}, "images must be uint8 .*, got torch.float32"),
+        ({"images": torch.zeros(3, 8, dtype=torch.uint8)}, r"images must be .* got torch.uint8 \[3, 8\]"),
+        ({"labels": torch.arange(2)}, r"labels must be int64 \[N\] = \[3\], got torch.int64 \[2\]"),
+        ({"indices": torch.zeros(3)}, r"indices must be int64 \[N\] = \[3\], got torch.float32 \[3\]"),
+    ],
+)
+def test_a_split_of_other_tensors_is_refused(changed: dict[str, torch.Tensor], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Split(**(SHAPE | changed))
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"size": 9}, r"digits: train has images \[1, 8, 8\], not \[1, 9, 9\]"),
+        ({"frames": 2}, r"digits: train has images \[1, 8, 8\], not \[2, 1, 8, 8\]"),
+        ({"mean": (0.5, 0.5)}, "digits: mean and std must be 1 numbers, one a channel"),
+        ({"classes": tuple("012345678")}, "digits: train has labels that are not those of 9 classes"),
+    ],
+)
+def test_a_data_set_whose_parts_do_not_fit_is_refused(changed: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        dataclasses.replace(load(DataConfig()), **changed)

@@ -27,10 +27,14 @@ class Split:
     """Where each image stands in the split that the data set was published with, int64 [N]."""
 
     def __post_init__(self) -> None:
-        assert self.images.dtype == torch.uint8
-        assert self.images.ndim in (4, 5)
-        assert self.labels.dtype == self.indices.dtype == torch.int64
-        assert len(self.images) == len(self.labels) == len(self.indices)
+        """Raise ValueError for tensors that are not those."""
+        if self.images.dtype != torch.uint8 or self.images.ndim not in (4, 5):
+            shape = list(self.images.shape)
+            raise ValueError(f"images must be uint8 [N, C, H, W] or [N, T, C, H, W], got {self.images.dtype} {shape}")
+        for name, numbers in (("labels", self.labels), ("indices", self.indices)):
+            if numbers.dtype != torch.int64 or numbers.shape != (len(self.images),):
+                got = f"{numbers.dtype} {list(numbers.shape)}"
+                raise ValueError(f"{name} must be int64 [N] = [{len(self.images)}], got {got}")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -70,6 +74,19 @@ class Dataset:
     md5: Mapping[str, str]
     """Of what was read, by file (digits: of the array; folder: of all files of a split, with data.stream of
     their names and lengths; events: of all frames of a split)."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for splits that are not of such images and classes."""
+        frames = () if self.frames is None else (self.frames,)
+        one = (*frames, self.channels, self.size, self.size)
+        if not len(self.mean) == len(self.std) == self.channels:
+            raise ValueError(f"{self.name}: mean and std must be {self.channels} numbers, one a channel")
+        for name in ("train", "val", "test"):
+            split = getattr(self, name)
+            if tuple(split.images.shape[1:]) != one:
+                raise ValueError(f"{self.name}: {name} has images {list(split.images.shape[1:])}, not {list(one)}")
+            if len(split) and not 0 <= int(split.labels.min()) <= int(split.labels.max()) < len(self.classes):
+                raise ValueError(f"{self.name}: {name} has labels that are not those of {len(self.classes)} classes")
 
 
 def check_limit(config: DataConfig, available: int, name: str) -> None:

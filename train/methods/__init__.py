@@ -18,10 +18,11 @@ from train.methods.tet import TET
 from train.methods.tser import TSER
 from train.methods.tssd import TSSD
 from train.methods.twd import TWD
+from train.registry import Registry
 
 
 __all__ = ["METHODS", "Method", "Outputs"]
 
 LOGITS: tuple[Method, ...] = (CE(), SKD(), TSER(), TET(), TWD(), HTAKL(), Strong2Weak(), SeAl(), MEOM())
 FEATURES: tuple[Method, ...] = (KDSNN(), LaSNN(), BKDSNN(), CKDSNN(), TSSD())
-METHODS: dict[str, Method] = {method.name: method for method in (*LOGITS, *FEATURES)}
+METHODS: Registry[Method] = Registry("method", {each.name: each for each in (*LOGITS, *FEATURES)}, of=Method)
