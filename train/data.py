@@ -25,7 +25,7 @@ from train.augment import (
 )
 from train.config import DataConfig
 from train.datasets import cifar, digits, events, folder, mnist
-from train.datasets.dataset import Dataset, Split
+from train.datasets.dataset import Dataset, Split, checked
 from train.datasets.files import Files
 from train.registry import Registry
 
@@ -56,7 +56,8 @@ def load(config: DataConfig) -> Dataset:
     """The data set that `config` names, in memory; with data.stream, `folder` as files that are decoded when needed.
 
     Raises ValueError for an unknown name (with the nearest), for settings of other data sets, for files that are
-    missing or not what they should be, and for a limit above the number of training images.
+    missing or not what they should be, for a limit above the number of training images, and for a data set of one's own
+    whose parts do not fit together.
     """
     make = DATASETS.find(config.name)
     if config.stream and config.name != "folder":
@@ -65,7 +66,7 @@ def load(config: DataConfig) -> Dataset:
         raise ValueError(f"data.size is for data.name folder and recordings of events; {config.name} has its own size")
     if config.frames != DataConfig.frames and config.name in OF_IMAGES:
         raise ValueError(f"data.frames is for recordings of events; {config.name} has images")
-    return make(config)
+    return checked(make(config))
 
 
 def batches(split: Split, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:

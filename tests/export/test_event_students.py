@@ -44,10 +44,16 @@ def dataset(_config: DataConfig) -> Dataset:
     )
 
 
+def put_in_place(monkeypatch: pytest.MonkeyPatch, load: Callable[[DataConfig], Dataset]) -> None:
+    """Let `load` give the recordings, for which the true ones must not be there."""
+    monkeypatch.delitem(data.DATASETS, "dvs_gesture")
+    monkeypatch.setitem(data.DATASETS, "dvs_gesture", load)
+
+
 @pytest.fixture
 def student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A checkpoint whose data set is the recordings above."""
-    monkeypatch.setitem(data.DATASETS, "dvs_gesture", dataset)
+    put_in_place(monkeypatch, dataset)
     checkpoint = Checkpoint(
         net=NET,
         weights=live_network(NET, torch.from_numpy(COUNTS).double().transpose(0, 1)).state_dict(),
@@ -79,9 +85,11 @@ def test_recordings_have_their_time_first_and_batches_of_them_are_what_a_student
 def test_batches_of_images_are_rows(student: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def still(config: DataConfig) -> Dataset:
         moving = dataset(config)
-        return dataclasses.replace(moving, test=dataclasses.replace(moving.test, images=moving.test.images[:, 0]))
+        splits = {name: getattr(moving, name) for name in ("train", "val", "test")}
+        first = {name: dataclasses.replace(split, images=split.images[:, 0]) for name, split in splits.items()}
+        return dataclasses.replace(moving, frames=None, **first)
 
-    monkeypatch.setitem(data.DATASETS, "dvs_gesture", still)
+    put_in_place(monkeypatch, still)
     real = real_images(Checkpoint.load(student))
     assert (len(real), real.images.shape) == (5, (5, 2, 12, 12))
     np.testing.assert_array_equal(real.batch(slice(2, 4)), real.images[2:4])

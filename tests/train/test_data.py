@@ -11,6 +11,7 @@ from sklearn.datasets import load_digits
 from train.augment import draw_augmentation, keyed
 from train.config import DataConfig
 from train.data import DATASETS, Shuffled, Split, batches, load
+from train.datasets.dataset import checked
 from train.datasets.folder import channel_statistics
 
 
@@ -306,4 +307,4 @@ def test_a_split_of_other_tensors_is_refused(changed: dict[str, torch.Tensor], s
 )
 def test_a_data_set_whose_parts_do_not_fit_is_refused(changed: dict[str, object], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        dataclasses.replace(load(DataConfig()), **changed)
+        checked(dataclasses.replace(load(DataConfig()), **changed))

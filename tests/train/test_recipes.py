@@ -127,12 +127,18 @@ def stand_in(config: DataConfig) -> Dataset:
     )
 
 
+def put_in_place(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Let `stand_in` be the data set of this name, which must not be there for that."""
+    monkeypatch.delitem(DATASETS, name)
+    monkeypatch.setitem(DATASETS, name, stand_in)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_recipe_runs_two_steps(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As it is but for the images, an eighth of the width, and a teacher that knows nothing."""
     monkeypatch.chdir(tmp_path)
     config = recipe(name)
-    monkeypatch.setitem(DATASETS, config.data.name, stand_in)
+    put_in_place(monkeypatch, config.data.name)
     dataset = stand_in(config.data)
     short = dataclasses.replace(config.optim, epochs=1, batch_size=4)
     net = dataclasses.replace(config.net, width=config.net.width / 8)
@@ -186,7 +192,7 @@ def test_every_distilled_cell_of_tables_1_and_2_has_its_recipe() -> None:
 
 def test_a_model_of_the_zoo_trains_and_is_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(DATASETS, "cifar10", stand_in)
+    put_in_place(monkeypatch, "cifar10")
     config = DistillConfig(
         data=DataConfig(name="cifar10"),
         net=NetConfig(name="sj:spikformer_cifar10", T=2),

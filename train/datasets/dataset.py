@@ -75,19 +75,6 @@ class Dataset:
     """Of what was read, by file (digits: of the array; folder: of all files of a split, with data.stream of
     their names and lengths; events: of all frames of a split)."""
 
-    def __post_init__(self) -> None:
-        """Raise ValueError for splits that are not of such images and classes."""
-        frames = () if self.frames is None else (self.frames,)
-        one = (*frames, self.channels, self.size, self.size)
-        if not len(self.mean) == len(self.std) == self.channels:
-            raise ValueError(f"{self.name}: mean and std must be {self.channels} numbers, one a channel")
-        for name in ("train", "val", "test"):
-            split = getattr(self, name)
-            if tuple(split.images.shape[1:]) != one:
-                raise ValueError(f"{self.name}: {name} has images {list(split.images.shape[1:])}, not {list(one)}")
-            if len(split) and not 0 <= int(split.labels.min()) <= int(split.labels.max()) < len(self.classes):
-                raise ValueError(f"{self.name}: {name} has labels that are not those of {len(self.classes)} classes")
-
 
 def check_limit(config: DataConfig, available: int, name: str) -> None:
     """Raise ValueError if a data set has fewer training images than `data.limit`."""
@@ -106,3 +93,18 @@ def train_and_val(published: Split, config: DataConfig) -> tuple[Split, Split]:
     held = round(total * config.val_fraction)
     train, val = (torch.from_numpy(np.sort(rows).astype(np.int64)) for rows in (order[held:], order[:held]))
     return published.take(train), published.take(val)
+
+
+def checked(dataset: Dataset) -> Dataset:
+    """The same data set; raises ValueError where its splits are not of the images and classes that it names."""
+    frames = () if dataset.frames is None else (dataset.frames,)
+    one = (*frames, dataset.channels, dataset.size, dataset.size)
+    if not len(dataset.mean) == len(dataset.std) == dataset.channels:
+        raise ValueError(f"{dataset.name}: mean and std must be {dataset.channels} numbers, one a channel")
+    for name in ("train", "val", "test"):
+        split = getattr(dataset, name)
+        if tuple(split.images.shape[1:]) != one:
+            raise ValueError(f"{dataset.name}: {name} has images {list(split.images.shape[1:])}, not {list(one)}")
+        if len(split) and not 0 <= int(split.labels.min()) <= int(split.labels.max()) < len(dataset.classes):
+            raise ValueError(f"{dataset.name}: {name} has labels that are not those of {len(dataset.classes)} classes")
+    return dataset
