@@ -133,10 +133,10 @@ def _teacher(student: Checkpoint, path: Path, named: Path | None, chip: Chip) ->
     else:
         file = path.parent / "teacher" / "teacher.pt" if recorded is None else Path(recorded)
         if not file.is_file():
-            return f"{file}, which taught the student, is not there; give it with --teacher PATH"
+            return f"{_named(file, path)}, which taught the student, is not there; give it with --teacher PATH"
         found = Checkpoint.load_teacher(file)
         if found.sha256 != sha256:
-            return f"{file} is another than taught the student; give the right one with --teacher PATH"
+            return f"{_named(file, path)} is another than taught the student; give the right one with --teacher PATH"
     try:
         conventions = dense(found, chip)
     except (UnsupportedLayer, ValueError) as reason:
@@ -148,6 +148,11 @@ def _teacher(student: Checkpoint, path: Path, named: Path | None, chip: Chip) ->
         accuracy=found.metrics.get("accuracy"),
         conventions=conventions,
     )
+
+
+def _named(file: Path, student: Path) -> str:
+    """A file as the student's folder has it, or its name alone: reasons are kept, and read on other machines."""
+    return str(file.relative_to(student.parent) if file.is_relative_to(student.parent) else file.name)
 
 
 def _early(
@@ -163,10 +168,10 @@ def _early(
     if exits is None:
         about = _read(folder / "bundle.json")
         if about is None or about.get("checkpoint_sha256") != student.sha256 or "exits" not in about:
-            what = f"{folder} is no bundle of this student"
+            what = "is no bundle of this student"
             if named:
-                raise ValueError(f"--bundle {what}; `python -m export.bundle` writes one")
-            return f"{what}, which would say how many steps an image takes; give --steps or --bundle"
+                raise ValueError(f"--bundle {folder} {what}; `python -m export.bundle` writes one")
+            return f"{folder.name}/ {what}, which would say how many steps an image takes; give --steps or --bundle"
         exits = about["exits"]
     found = {}
     for precision, entry in exits.items():

@@ -39,6 +39,12 @@ def test_every_file_that_is_named_exists() -> None:
     assert not [path for path in paths if not (ROOT / path).exists()]
 
 
+def test_no_result_names_a_folder_of_the_machine_that_measured() -> None:
+    results = sorted((ROOT / "results").glob("*.json"))
+    assert len(results) > 20
+    assert not [path.name for path in results if re.search(r"/(home|root|Users|work)/", path.read_text())]
+
+
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python")])
 def test_a_command_has_every_flag_that_is_shown(command: str) -> None:
     _, _, module, *arguments = shlex.split(command)
